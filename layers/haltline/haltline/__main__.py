@@ -1,0 +1,74 @@
+"""One replica: `python -m haltline`. Settings come from the environment and `.env`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+from typing import cast
+
+import uvicorn
+from fastapi import FastAPI
+
+from haltline.app import create_app
+from haltline.resources import Resources
+from haltline.runner import Runner
+from haltline.settings import exit_with
+
+UNWIND = 5  # seconds beyond SHUTDOWN_GRACE for the last closing frames to be written
+
+
+class Server(uvicorn.Server):
+    """Uvicorn that lets live runs end before it does."""
+
+    def __init__(self, config: uvicorn.Config, resources: Resources, ready_fd: int | None) -> None:
+        super().__init__(config)
+        self._resources, self._ready_fd = resources, ready_fd
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start serving, then tell whoever started this process."""
+        await super().startup(sockets)
+        if self.started and self._ready_fd is not None:
+            os.write(self._ready_fd, b"1\n")
+            os.close(self._ready_fd)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new connection, give live runs SHUTDOWN_GRACE, halt the rest, each with its closing frame."""
+        runs = cast("Runner", self._resources.runs)
+        draining = asyncio.create_task(runs.drain(self._resources.settings.shutdown_grace))
+        await super().shutdown(sockets)
+        draining.cancel()
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT; exit status 0 then, 2 where a setting is wrong."""
+    parser = argparse.ArgumentParser(prog="haltline", description="One replica of Haltline.")
+    parser.add_argument("--fd", type=int, help="serve on this inherited listening socket instead of HOST and PORT")
+    parser.add_argument("--ready-fd", type=int, help="write a line to this inherited pipe once serving")
+    options = parser.parse_args()
+    app: FastAPI = create_app()
+    resources: Resources = app.state.resources
+    settings = resources.settings
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.shutdown_grace) + UNWIND,
+    )
+    sockets = [socket.socket(fileno=options.fd)] if options.fd is not None else None
+    # Uvicorn raises the signal again once it has shut down; an ordered end is not a failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    try:
+        Server(config, resources, options.ready_fd).run(sockets)
+    except OSError as error:
+        exit_with(f"PORT={settings.port} on HOST={settings.host} cannot be served: {error.strerror or error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""A run's Strands agent: built, restored, pumped, and put back at rest. The runner sees no Strands type."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import AsyncIterator
+from typing import Any
+
+from anyio import to_thread
+from loguru import logger
+from strands import Agent
+from strands.types._snapshot import Snapshot
+from strands.types.session import decode_bytes_values, encode_bytes_values
+
+from haltline import default_agent
+from haltline.events import Text, TextJoiner
+from haltline.history import repaired
+from haltline.models import load_object, make_model
+from haltline.settings import Settings
+
+# What a call of these providers holds open is closed when its task is cancelled; shown by tests.
+_CLOSES_WHEN_CANCELLED = ("local", "scripted")
+
+
+class AgentError(Exception):
+    """The agent cannot run. The text is for a person and names the setting to change."""
+
+
+class AgentTurn:
+    """One run's agent. `stopped_itself` is set when the model ended the run with the stop tool."""
+
+    def __init__(self, agent: Agent, max_output_tokens: int, *, closes_upstream: bool) -> None:
+        self._agent = agent
+        self._limits: Any = {"output_tokens": max_output_tokens}
+        self._partial: list[str] = []
+        self._restored: list[Any] = []
+        self.closes_upstream = closes_upstream
+        self.stopped_itself = False
+
+    def restore(self, snapshot: dict[str, Any] | None) -> None:
+        """Give the agent what it knew at the end of the last turn."""
+        if snapshot is None:
+            return
+        kept = Snapshot.from_dict(decode_bytes_values(snapshot))
+        try:
+            self._agent.load_snapshot(kept)
+        except ValueError as error:  # the agent's conversation manager is another class than the one that was saved
+            logger.warning("error=<{}> | the conversation manager's state was dropped", error)
+            kept.data.pop("conversation_manager_state", None)
+            self._agent.load_snapshot(kept)
+
+    async def events(self, message: str, invocation_state: dict[str, Any]) -> AsyncIterator[Text]:
+        """Run the agent on the user's message. Ends when the agent does; raises what the agent raises."""
+        joiner = TextJoiner()
+        self._restored = list(self._agent.messages)
+        async for event in self._agent.stream_async(message, invocation_state=invocation_state, limits=self._limits):
+            if "data" in event:
+                if text := joiner.add(event["data"]):
+                    self._partial.append(text)
+                    yield Text(text)
+            elif "message" in event:
+                if rest := joiner.flush():
+                    yield Text(rest)
+                self._partial.clear()
+            elif "result" in event:
+                self._conclude(event["result"])
+
+    def _conclude(self, result: Any) -> None:
+        reason = str(result.stop_reason)
+        self.stopped_itself = reason == "cancelled"
+        if reason.startswith("limit_"):
+            raise AgentError("The answer reached MAX_OUTPUT_TOKENS. Send another message to go on.")
+        if reason == "interrupt":
+            raise AgentError("The agent asked for a person's decision (an interrupt), which this chat cannot give.")
+
+    def snapshot(self, message: str) -> dict[str, Any]:
+        """The agent's state with a history that the next call accepts, wherever the run ended on `message`."""
+        history: Any = list(self._agent.messages)
+        if len(history) == len(self._restored) and all(a is b for a, b in zip(history, self._restored, strict=True)):
+            history.append({"role": "user", "content": [{"text": message}]})  # halted before the agent took it in
+        self._agent.messages = repaired(history, "".join(self._partial))  # type: ignore[assignment]
+        return dict(encode_bytes_values(self._agent.take_snapshot(preset="session").to_dict()))
+
+
+class AgentSource:
+    """Makes one agent a run, over one model a process."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises: SettingsError naming MODEL_PROVIDER or AGENT."""
+        self._name = settings.agent or ""
+        self._make = load_object(settings.agent, "AGENT") if settings.agent else default_agent.make_agent
+        self._model = make_model(settings)
+        self._max_output_tokens = settings.max_output_tokens
+        self._closes_upstream = settings.model_provider in _CLOSES_WHEN_CANCELLED
+
+    async def make(self) -> AgentTurn:
+        """Build the agent of a run. A plain function is called in a thread: it may take its time.
+
+        Raises: AgentError when it is not a strands.Agent; whatever the callable raises.
+        """
+        if inspect.iscoroutinefunction(self._make):
+            agent = await self._make(model=self._model)
+        else:
+            agent = await to_thread.run_sync(lambda: self._make(model=self._model))
+            if inspect.isawaitable(agent):
+                agent = await agent
+        if not isinstance(agent, Agent):
+            raise AgentError(f"AGENT={self._name} returned {type(agent).__name__}; it must return a strands.Agent.")
+        return AgentTurn(agent, self._max_output_tokens, closes_upstream=self._closes_upstream)
+
+
+# Strands warns of its own deprecated paths on each turn of agents that use them; said once is enough.
+warnings.filterwarnings("once", module=r"strands\..*")

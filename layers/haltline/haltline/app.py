@@ -1,0 +1,139 @@
+"""`create_app`: the FastAPI application, the same in a container, on a laptop and on Lambda."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from loguru import logger
+
+from haltline import __version__, chat_routes, control_routes
+from haltline.bootstrap import make_resources
+from haltline.chats import ChatStoreError
+from haltline.edge import CSP, Edge
+from haltline.inputs import ResourcesOf
+from haltline.observability import configure_logging
+from haltline.openapi import Health
+from haltline.resources import Resources
+from haltline.runner import Draining
+from haltline.settings import SettingsError, exit_with, load_settings
+from haltline.signals import BusUnavailable
+from haltline.taking import ChatBusy, RunIdUsed
+
+WEB = Path(__file__).parent / "web"
+PING_TIMEOUT = 0.8  # seconds: a load balancer is told the truth within one
+
+
+def create_app(resources: Resources | None = None) -> FastAPI:
+    """Make the application. Without `resources` they are made of the settings.
+
+    A setting that cannot be used ends the process with one line on stderr and status 2.
+    """
+    if resources is None:
+        settings = load_settings()
+        configure_logging(settings)
+        try:
+            resources = make_resources(settings)
+        except SettingsError as error:
+            exit_with(str(error))
+    app = FastAPI(
+        title="Haltline",
+        version=__version__,
+        summary="The agent chat that stops.",
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
+    app.state.resources = resources
+    app.include_router(control_routes.router)
+    if resources.runs is not None:
+        app.include_router(chat_routes.router)
+    _add_service_routes(app)
+    _add_error_answers(app)
+    if origins := resources.settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["X-Run-Id", "X-Replica"],
+        )
+    app.add_middleware(Edge, replica=resources.settings.replica_name)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    resources: Resources = app.state.resources
+    async with resources.bus:
+        yield
+
+
+def _add_service_routes(app: FastAPI) -> None:
+    @app.get("/health", tags=["service"], summary="Whether stops can be delivered", responses={503: {"model": Health}})
+    @app.get("/api/v1/health", tags=["service"], include_in_schema=False)
+    async def health(resources: ResourcesOf, response: Response) -> Health:
+        """503 while the signal bus cannot be reached."""
+        try:
+            async with asyncio.timeout(PING_TIMEOUT):
+                await resources.bus.ping()
+            connected = True
+        except (BusUnavailable, TimeoutError):
+            connected = False
+            response.status_code = 503
+        settings = resources.settings
+        return Health(
+            status="healthy" if connected else "degraded",
+            redis="connected" if connected else "disconnected",
+            replica=settings.replica_name,
+            version=__version__,
+            model=settings.bedrock_model_id if settings.model_provider == "bedrock" else settings.model_provider,
+            live_runs=resources.runs.live_count if resources.runs else 0,
+        )
+
+    @app.get("/live", tags=["service"], summary="Whether the process serves")
+    async def live() -> dict[str, str]:
+        """200 with or without the signal bus."""
+        return {"status": "live"}
+
+    @app.get("/metrics", tags=["service"], summary="Prometheus metrics", response_class=Response)
+    async def metrics(resources: ResourcesOf) -> Response:
+        """Of this replica."""
+        return Response(resources.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": CSP, "Cache-Control": "no-cache"})
+
+    app.mount("/static", StaticFiles(directory=WEB, check_dir=False), name="static")
+
+
+def _add_error_answers(app: FastAPI) -> None:
+    def answer(kind: type[Exception], status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+        async def handler(_: Request, error: Exception) -> JSONResponse:
+            if status >= 500:
+                logger.warning("error=<{}: {}> | answered {}", type(error).__name__, error, status)
+            return JSONResponse({"detail": detail}, status, headers)
+
+        app.add_exception_handler(kind, handler)
+
+    again = {"Retry-After": "1"}
+    answer(ChatBusy, 409, "The chat has a live run. Stop it first, or send with ?if_running=stop.")
+    answer(RunIdUsed, 409, "This run_id names a run that has ended. Make a new one for each message.")
+    answer(BusUnavailable, 503, "The signal bus (Redis) cannot be reached. Nothing was done; try again.", again)
+    answer(ChatStoreError, 503, "The session store cannot be reached. Nothing was done; try again.", again)
+    answer(Draining, 503, "This replica is shutting down. Try again.", again)
+    app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
+
+
+async def _say_what_is_wrong(_: Request, error: Exception) -> JSONResponse:
+    """422 without the input: it may be unprintable, and an error never repeats what was sent."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for nothing else
+    detail = [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in error.errors()[:20]]
+    return JSONResponse({"detail": detail}, 422)

@@ -1,0 +1,37 @@
+"""The composition root: settings to everything live. Nothing connects before `Resources.bus` is entered."""
+
+from __future__ import annotations
+
+from haltline.chat_index import ChatIndex
+from haltline.chats import FileChatStore
+from haltline.observability import Metrics
+from haltline.redis_bus import RedisBus
+from haltline.resources import Resources
+from haltline.runner import Deps, Runner
+from haltline.settings import Settings, SettingsError
+
+
+def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources:
+    """Build what a process needs. `serves_chat` False leaves out the agent, and with it every import of Strands.
+
+    Raises: SettingsError naming the variable.
+    """
+    try:
+        bus = RedisBus(
+            settings.redis_address,
+            settings.replica_name,
+            stop_ttl=settings.stop_signal_ttl,
+            poll_interval=settings.stop_poll_interval,
+            run_timeout=settings.run_timeout,
+        )
+    except ValueError as error:
+        raise SettingsError(f"REDIS_URL: {error}") from error
+    store = FileChatStore(settings.session_dir)
+    index = ChatIndex(bus.redis, bus, store)
+    resources = Resources(settings, bus, store, index, Metrics())
+    if serves_chat:
+        from haltline.agent import AgentSource  # Strands takes a second to import
+
+        agents = AgentSource(settings)
+        resources.runs = Runner(Deps(bus, store, index, agents, resources.metrics, settings.run_timeout))
+    return resources

@@ -1,0 +1,180 @@
+"""The list of chats, newest first: kept in Redis so that a page costs the same however many chats there are.
+
+It is a copy: the chat documents are the truth. Where Redis has lost it, it is made again from the store.
+All three keys lie in one slot: `index:{chats}` (chat id by time of its last turn, ms), `info:{chats}` (number of
+messages) and `live:{chats}` (chats with a run when they were last written).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from redis.asyncio import Redis
+
+from haltline.chats import ChatStore
+from haltline.redis_bus import reachable
+from haltline.signals import SignalBus
+
+KEYS = ["index:{chats}", "info:{chats}", "live:{chats}", "ready:{chats}"]
+
+# ARGV: chat, messages, time ms, '1' | '' live
+_PUT = """
+redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+if ARGV[4] == '1' then redis.call('HSET', KEYS[3], ARGV[1], '1') else redis.call('HDEL', KEYS[3], ARGV[1]) end
+"""
+_REMOVE = """
+redis.call('ZREM', KEYS[1], ARGV[1]); redis.call('HDEL', KEYS[2], ARGV[1]); redis.call('HDEL', KEYS[3], ARGV[1])
+"""
+# ARGV: limit, score and id of the last chat of the page before ('' for the first page). Newest first; of two chats of
+# one millisecond the greater id comes first, as Redis orders them.
+_PAGE = """
+if redis.call('EXISTS', KEYS[4]) == 0 then return false end
+local page, limit, offset = {}, tonumber(ARGV[1]), 0
+local top = ARGV[2] ~= '' and ARGV[2] or '+inf'
+while #page < limit do
+  local got = redis.call('ZRANGE', KEYS[1], top, '-inf', 'BYSCORE', 'REV', 'LIMIT', offset, limit, 'WITHSCORES')
+  if #got == 0 then break end
+  for i = 1, #got, 2 do
+    local seen = ARGV[2] ~= '' and tonumber(got[i + 1]) == tonumber(ARGV[2]) and got[i] >= ARGV[3]
+    if not seen and #page < limit then
+      table.insert(page, {got[i], got[i + 1], redis.call('HGET', KEYS[2], got[i]) or '0'})
+    end
+  end
+  offset = offset + #got / 2
+end
+return {redis.call('ZCARD', KEYS[1]), cjson.encode(page)}
+"""
+# ARGV: [chat, messages, time ms]... What the index knows already is newer.
+_REBUILD = """
+for i = 1, #ARGV, 3 do
+  if redis.call('ZADD', KEYS[1], 'NX', ARGV[i + 2], ARGV[i]) == 1 then redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+end
+redis.call('SET', KEYS[4], '1')
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One chat in a list. `updated_ms` since the epoch."""
+
+    chat_id: str
+    message_count: int
+    updated_ms: int
+    run_id: str | None
+
+    @property
+    def updated_at(self) -> str:
+        """ISO 8601, UTC, milliseconds."""
+        at = datetime.fromtimestamp(self.updated_ms / 1000, UTC)
+        return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`count` is the number of all chats; `next_cursor` is None on the last page."""
+
+    chats: list[Listed]
+    count: int
+    next_cursor: str | None
+
+
+class BadCursor(ValueError):
+    """The cursor was not made by this list."""
+
+
+class ChatIndex:
+    """The list over one Redis. `forget` makes the next page read the store anew."""
+
+    def __init__(self, redis: Redis, bus: SignalBus, store: ChatStore) -> None:
+        self._redis, self._bus, self._store = redis, bus, store
+        self._put, self._remove, self._page, self._rebuild = (
+            redis.register_script(s) for s in (_PUT, _REMOVE, _PAGE, _REBUILD)
+        )
+
+    async def put(self, chat_id: str, message_count: int, *, live: bool) -> None:
+        """Note that the chat was written now. Raises: BusUnavailable."""
+        async with reachable():
+            await self._put(keys=KEYS, args=[chat_id, message_count, int(time.time() * 1000), "1" if live else ""])
+
+    async def remove(self, chat_id: str) -> None:
+        """Forget a deleted chat. Raises: BusUnavailable."""
+        async with reachable():
+            await self._remove(keys=KEYS, args=[chat_id])
+
+    async def forget(self) -> None:
+        """Make the next page read the store: it may hold chats that this Redis has never seen."""
+        async with reachable():
+            await self._redis.delete(KEYS[3])
+
+    async def page(self, limit: int, cursor: str | None, status: Literal["idle", "running"] | None) -> Page:
+        """At most `limit` chats after `cursor`.
+
+        Raises: BadCursor; BusUnavailable; ChatStoreError where the index had to be made again and could not.
+        """
+        after = _decode(cursor) if cursor else ("", "")
+        if status == "running":
+            return await self._running(limit, after)
+        chats: list[Listed] = []
+        while True:
+            wanted = limit - len(chats)
+            count, rows = await self._rows(wanted + 1, after)
+            more = len(rows) > wanted
+            live = await self._bus.live_among(r[0] for r in rows[:wanted])
+            for chat_id, score, messages in rows[:wanted]:
+                after = (score, chat_id)
+                if status is None or chat_id not in live:
+                    chats.append(Listed(chat_id, int(messages), int(float(score)), live.get(chat_id)))
+            if not more or len(chats) >= limit:
+                return Page(chats, count, _encode(*after) if more else None)
+
+    async def _rows(self, limit: int, after: tuple[str, str]) -> tuple[int, list[tuple[str, str, str]]]:
+        for _ in range(2):
+            async with reachable():
+                answer = await self._page(keys=KEYS, args=[limit, *after])
+            if answer is not None:
+                return int(answer[0]), [tuple(row) for row in json.loads(answer[1])]
+            found = await self._store.scan()
+            args = [str(x) for chat_id, messages, at in found for x in (chat_id, messages, int(at * 1000))]
+            async with reachable():
+                for i in range(0, max(len(args), 1), 3000):
+                    await self._rebuild(keys=KEYS, args=args[i : i + 3000])
+        return 0, []  # emptied twice while we looked
+
+    async def _running(self, limit: int, after: tuple[str, str]) -> Page:
+        """The live ones are few: sort them here."""
+        count, _ = await self._rows(1, ("", ""))
+        async with reachable():
+            noted = await self._redis.hkeys(KEYS[2])
+        live = await self._bus.live_among(noted)
+        if not live:
+            return Page([], count, None)
+        ids = list(live)
+        async with reachable():
+            scores = await self._redis.zmscore(KEYS[0], ids)
+            messages = await self._redis.hmget(KEYS[1], ids)
+        rows = [Listed(i, int(m or 0), int(s or 0), live[i]) for i, s, m in zip(ids, scores, messages, strict=True)]
+        rows.sort(key=lambda r: (r.updated_ms, r.chat_id), reverse=True)
+        if after[0]:
+            rows = [r for r in rows if (r.updated_ms, r.chat_id) < (int(float(after[0])), after[1])]
+        page = rows[:limit]
+        more = len(rows) > limit
+        return Page(page, count, _encode(str(page[-1].updated_ms), page[-1].chat_id) if more else None)
+
+
+def _encode(score: str, chat_id: str) -> str:
+    return base64.urlsafe_b64encode(f"{score} {chat_id}".encode()).decode().rstrip("=")
+
+
+def _decode(cursor: str) -> tuple[str, str]:
+    try:
+        score, chat_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii").split(" ")
+        return str(int(float(score))), chat_id
+    except (binascii.Error, ValueError, OverflowError):
+        raise BadCursor("not a cursor of this list; leave it out to begin at the newest chat") from None

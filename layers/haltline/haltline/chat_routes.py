@@ -1,0 +1,101 @@
+"""The one call that streams: a message in, the answer out as Server-Sent Events."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Depends, Response
+
+from haltline import sse
+from haltline.execution import Execution
+from haltline.inputs import (
+    ArrivalOf,
+    ChatPath,
+    ChatRequest,
+    IfRunning,
+    ResourcesOf,
+    body_docs,
+    read_chat_request,
+    verify_redis,
+)
+from haltline.openapi import errors, event_stream
+from haltline.runner import Runner
+from haltline.runs import StopReason
+
+router = APIRouter(prefix="/api/v1", tags=["chat"])
+
+PING_AFTER = 15.0  # seconds of silence
+
+
+def runner_of(resources: ResourcesOf) -> Runner:
+    """The app's runner."""
+    return cast("Runner", resources.runs)
+
+
+@router.post(
+    "/chat/{chat_id}",
+    summary="Send a message, read the answer as a stream",
+    response_class=Response,
+    responses={200: event_stream(), **errors(409, 413, 422, 503)},
+    openapi_extra=body_docs(ChatRequest),
+    dependencies=[Depends(verify_redis)],
+)
+async def chat(
+    chat_id: ChatPath,
+    body: Annotated[ChatRequest, Depends(read_chat_request)],
+    arrival: ArrivalOf,
+    runner: Annotated[Runner, Depends(runner_of)],
+    resources: ResourcesOf,
+    if_running: IfRunning = None,
+) -> Response:
+    """Start a run and stream it.
+
+    Text comes in frames without an `event:` line. Exactly one closing frame ends the stream: `done`, `stopped` or
+    `error`. 409 when the chat has a live run; `?if_running=stop` stops that one first.
+    """
+    execution = await runner.start(
+        chat_id, body.message, arrival, run_id=body.run_id, stop_first=if_running == "stop"
+    )
+    return EventStreamResponse(execution, stop_on_disconnect=resources.settings.on_disconnect == "stop")
+
+
+class EventStreamResponse(Response):
+    """The stream of one run. A client that leaves is noticed at once, also while the run says nothing."""
+
+    def __init__(self, execution: Execution, *, stop_on_disconnect: bool) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self._execution, self._stop_on_disconnect = execution, stop_on_disconnect
+        # `connection: close`: nothing follows the closing frame, and the server says so on the wire.
+        self.init_headers({**sse.HEADERS, "x-run-id": execution.run.run_id, "connection": "close"})
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send frames as they come until the closing one."""
+        stream, encoder = self._execution.stream, sse.Encoder()
+        leaving = asyncio.create_task(self._notice_leaving(receive))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            closed = False
+            while not closed and not stream.left:
+                events = await stream.take(PING_AFTER)
+                closed = stream.closed and bool(events)
+                frames = b"".join(map(encoder.encode, events)) if events else sse.PING
+                if frames:
+                    await send({"type": "http.response.body", "body": frames, "more_body": not closed})
+        finally:
+            leaving.cancel()
+            if not stream.closed:
+                self._left()
+
+    async def _notice_leaving(self, receive: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._left()
+
+    def _left(self) -> None:
+        self._execution.stream.leave()
+        if self._stop_on_disconnect:
+            self._execution.run.token.stop(StopReason.DISCONNECT)

@@ -1,0 +1,165 @@
+"""Chats at rest: one JSON document a chat, behind three verbs. No event loop is blocked: files are read in threads.
+
+A document holds the whole transcript, as the user saw it, and the agent's snapshot, as the model sees it.
+Saving is conditional on the version that was read, so that of two writers one is told.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from anyio import to_thread
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import from_json, to_json
+from typing_extensions import NotRequired, TypedDict
+
+
+class Entry(TypedDict):
+    """One line of the transcript. `stopped` and `error` stand only where they are so."""
+
+    role: str
+    text: str
+    at: str
+    run_id: str
+    stopped: NotRequired[bool]
+    reason: NotRequired[str]
+    error: NotRequired[str]
+
+
+class ChatDocument(BaseModel):
+    """One chat. `version` 0 is a chat nobody has written; versions of a chat never come twice, deleted or not."""
+
+    version: int = 0
+    chat_id: str
+    messages: list[Entry] = Field(default_factory=list)
+    snapshot: dict[str, Any] | None = None
+
+    def append(self, role: str, text: str, run_id: str, **marks: Any) -> None:
+        """Add a line to the transcript; `marks` that are false or None are left out."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        entry: dict[str, Any] = {"role": role, "text": text, "at": at, "run_id": run_id}
+        self.messages.append(entry | {k: v for k, v in marks.items() if v})  # type: ignore[arg-type]
+
+    def next_version(self) -> int:
+        """The version that a save of this document gets."""
+        return self.version + 1 if self.version else time.time_ns() // 1_000_000
+
+
+class VersionConflict(Exception):
+    """The chat was written by another since it was read. Nothing was saved."""
+
+
+class ChatStoreError(Exception):
+    """The store could not be read or written. What it held before is intact."""
+
+
+class ChatStore(Protocol):
+    """Where chats lie. Every verb raises ChatStoreError when the store fails."""
+
+    async def load(self, chat_id: str) -> ChatDocument:
+        """The chat; an empty document of version 0 where there is none."""
+
+    async def save(self, document: ChatDocument) -> None:
+        """Save if the stored version is still `document.version`, then raise it. Raises: VersionConflict."""
+
+    async def delete(self, chat_id: str) -> bool:
+        """Delete. Whether there was one."""
+
+    async def scan(self) -> list[tuple[str, int, float]]:
+        """Every chat: id, number of messages, time of the last write (seconds since the epoch)."""
+
+
+class FileChatStore:
+    """One file a chat below `directory`, shared by every replica that mounts it.
+
+    A file's name is a hash of the chat id: no id can leave the directory, and ids that differ only in case stay
+    apart on file systems that fold it. A save writes a new file and renames it, so a crash or a full disk leaves
+    the old one whole.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    async def load(self, chat_id: str) -> ChatDocument:
+        """See `ChatStore.load`."""
+        return await to_thread.run_sync(self._load, chat_id)
+
+    async def save(self, document: ChatDocument) -> None:
+        """See `ChatStore.save`."""
+        await to_thread.run_sync(self._save, document)
+
+    async def delete(self, chat_id: str) -> bool:
+        """See `ChatStore.delete`."""
+        return await to_thread.run_sync(self._delete, chat_id)
+
+    async def scan(self) -> list[tuple[str, int, float]]:
+        """See `ChatStore.scan`. Reads every file."""
+        return await to_thread.run_sync(self._scan)
+
+    def _path(self, chat_id: str) -> Path:
+        return self._directory / f"{hashlib.sha256(chat_id.encode()).hexdigest()[:40]}.json"
+
+    def _load(self, chat_id: str) -> ChatDocument:
+        path = self._path(chat_id)
+        try:
+            return ChatDocument.model_validate(from_json(path.read_bytes()))
+        except FileNotFoundError:
+            return ChatDocument(chat_id=chat_id)
+        except (OSError, ValueError, ValidationError) as error:
+            raise ChatStoreError(f"{path.name} cannot be read: {type(error).__name__}") from error
+
+    def _save(self, document: ChatDocument) -> None:
+        path = self._path(document.chat_id)
+        with self._locked(path):
+            if self._load(document.chat_id).version != document.version:
+                raise VersionConflict(document.chat_id)
+            version = document.next_version()
+            fresh = path.with_suffix(".tmp")
+            try:
+                with fresh.open("wb") as out:
+                    out.write(to_json(document.model_copy(update={"version": version})))
+                    out.flush()
+                    os.fsync(out.fileno())
+                fresh.replace(path)
+            except OSError:
+                fresh.unlink(missing_ok=True)
+                raise
+            document.version = version
+
+    def _delete(self, chat_id: str) -> bool:
+        path = self._path(chat_id)
+        with self._locked(path):
+            existed = path.exists()
+            path.unlink(missing_ok=True)
+            return existed
+
+    def _scan(self) -> list[tuple[str, int, float]]:
+        found = []
+        for path in self._directory.glob("*.json"):
+            try:
+                document = ChatDocument.model_validate(from_json(path.read_bytes()))
+                found.append((document.chat_id, len(document.messages), path.stat().st_mtime))
+            except (OSError, ValueError):
+                continue  # deleted meanwhile, or not one of ours
+        return found
+
+    @contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        """Hold the lock of a chat among all processes. 256 lock files serve all chats."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            locks = self._directory / ".locks"
+            locks.mkdir(exist_ok=True)
+            with (locks / path.name[:2]).open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise ChatStoreError(f"the session store cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,178 @@
+"""Stop, look, list, delete: the calls that answer at once. Imports no Strands."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, HTTPException, Query
+from fastapi.exceptions import RequestValidationError
+
+from haltline.chat_index import BadCursor
+from haltline.inputs import (
+    ArrivalOf,
+    BulkStopRequest,
+    ChatPath,
+    ResourcesOf,
+    RunQuery,
+    Wait,
+    body_docs,
+    read_bulk_stop_request,
+)
+from haltline.openapi import (
+    BulkStopAnswer,
+    ChatList,
+    ChatStatus,
+    Deleted,
+    ListedChat,
+    Messages,
+    StopAnswer,
+    Verdict,
+    errors,
+)
+from haltline.runs import Outcome, Receipt, Run, StopReason, new_run_id
+from haltline.signals import BusUnavailable
+from haltline.stopping import stop_chat
+from haltline.taking import take_chat
+
+router = APIRouter(prefix="/api/v1")
+
+AT_ONCE = 32  # stops of one bulk call that are under way together
+
+
+# Declared before the call that names a chat, or `bulk` would be taken for one.
+@router.post(
+    "/stop/bulk",
+    tags=["stop"],
+    summary="Stop many chats",
+    response_model=BulkStopAnswer,
+    responses=errors(413, 422, 503),
+    openapi_extra=body_docs(BulkStopRequest),
+)
+async def stop_bulk(
+    body: Annotated[BulkStopRequest, Depends(read_bulk_stop_request)],
+    arrival: ArrivalOf,
+    resources: ResourcesOf,
+    wait: Wait = None,
+) -> BulkStopAnswer:
+    """Stop 1 to 1,000 chats. One verdict a chat, in the order asked; 503 when none could be stored."""
+    places = asyncio.Semaphore(AT_ONCE if wait is None else len(body.chat_ids))  # waiting calls must not queue
+
+    async def one(chat_id: str) -> Verdict:
+        try:
+            async with places:
+                answer = await stop_chat(resources, chat_id, arrival, wait=wait)
+        except BusUnavailable:
+            return Verdict(chat_id=chat_id, status="failed")
+        return Verdict(chat_id=chat_id, status=answer.status)
+
+    results = await asyncio.gather(*map(one, body.chat_ids))
+    if all(r.status == "failed" for r in results):
+        raise BusUnavailable("no stop could be stored")
+    failed = sum(r.status in ("failed", "unconfirmed") for r in results)
+    return BulkStopAnswer(results=results, total=len(results), successful=len(results) - failed, failed=failed)
+
+
+@router.post(
+    "/stop/{chat_id}",
+    tags=["stop"],
+    summary="Stop a chat",
+    response_model=StopAnswer,
+    response_model_exclude_unset=True,
+    responses=errors(422, 503),
+)
+async def stop(
+    chat_id: ChatPath, arrival: ArrivalOf, resources: ResourcesOf, run_id: RunQuery = None, wait: Wait = None
+) -> StopAnswer:
+    """Halt the chat's live run, through any replica, and requests for it that left their client before this one.
+
+    With `?wait=SECONDS` the answer says what really happened. With `?run_id=` only that run is meant.
+    """
+    return await stop_chat(resources, chat_id, arrival, run_id=run_id, wait=wait)
+
+
+@router.get(
+    "/chat/{chat_id}",
+    tags=["chats"],
+    summary="A chat's status",
+    response_model=ChatStatus,
+    response_model_exclude_none=True,
+    responses=errors(422, 503),
+)
+async def status(chat_id: ChatPath, resources: ResourcesOf) -> ChatStatus:
+    """`new`, `idle` or `running`. A chat nobody used is `new`, not 404."""
+    document = await resources.store.load(chat_id)
+    run_id = (await resources.bus.live_among([chat_id])).get(chat_id)
+    return ChatStatus(
+        chat_id=chat_id,
+        status="running" if run_id else "idle" if document.version else "new",
+        message_count=len(document.messages),
+        run_id=run_id,
+    )
+
+
+@router.get(
+    "/chat/{chat_id}/messages",
+    tags=["chats"],
+    summary="A chat's transcript",
+    response_model=Messages,
+    response_model_exclude_unset=True,
+    responses=errors(422, 503),
+)
+async def messages(chat_id: ChatPath, resources: ResourcesOf) -> Messages:
+    """The whole transcript, however much of it the model still sees. Stopped answers are marked."""
+    document = await resources.store.load(chat_id)
+    return Messages(chat_id=chat_id, messages=document.messages)
+
+
+@router.get("/chats", tags=["chats"], summary="List chats", response_model=ChatList, responses=errors(422, 503))
+async def chats(
+    resources: ResourcesOf,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=512, description="`next_cursor` of the page before.")] = None,
+    status: Literal["idle", "running"] | None = None,
+) -> ChatList:
+    """Newest first. `count` is the number of all chats, whatever the filter."""
+    try:
+        page = await resources.index.page(limit, cursor, status)
+    except BadCursor as error:
+        raise RequestValidationError([{"loc": ("query", "cursor"), "msg": str(error), "type": "value_error"}]) from None
+    listed = [
+        ListedChat(
+            chat_id=c.chat_id,
+            status="running" if c.run_id else "idle",
+            message_count=c.message_count,
+            updated_at=c.updated_at,
+        )
+        for c in page.chats
+    ]
+    return ChatList(chats=listed, count=page.count, next_cursor=page.next_cursor)
+
+
+@router.delete(
+    "/chat/{chat_id}",
+    tags=["chats"],
+    summary="Delete a chat",
+    response_model=Deleted,
+    responses=errors(404, 409, 422, 503),
+)
+async def delete(chat_id: ChatPath, arrival: ArrivalOf, resources: ResourcesOf) -> Any:
+    """Delete the transcript. A live run is stopped first, for up to 5 s; 409 when it does not end."""
+    # Whoever deletes holds the chat as a run does, so that nothing writes it meanwhile.
+    run = Run(chat_id, new_run_id(), arrival)
+    await take_chat(resources.bus, run, stop_first=StopReason.DELETED, delete=True)
+    existed = await asyncio.shield(asyncio.create_task(_delete(resources, run)))
+    if not existed:
+        raise HTTPException(404, "There is no such chat.")
+    return Deleted(status="deleted", chat_id=chat_id)
+
+
+async def _delete(resources: Any, run: Run) -> bool:
+    try:
+        existed: bool = await resources.store.delete(run.chat_id)
+        await resources.index.remove(run.chat_id)
+    finally:
+        await resources.bus.end(run, Receipt(run.run_id, Outcome.DONE))
+    return existed
+
+

@@ -1,0 +1,61 @@
+"""The outermost layer of the app: marks when a request was read, names the replica in every answer, logs it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from loguru import logger
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from haltline.inputs import mark_read
+
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_QUIET = ("/live", "/health", "/api/v1/health", "/metrics")
+
+
+class Edge:
+    """Pure ASGI, so that a stream passes without a copy."""
+
+    def __init__(self, app: ASGIApp, replica: str) -> None:
+        self._app = app
+        self._headers = [(b"x-replica", replica.encode()), (b"x-content-type-options", b"nosniff")]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        mark_read(scope)
+        started, status = time.perf_counter(), 0
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, named)
+        except Exception:
+            # Caught here and not by Starlette's outermost layer, whose answer would not name the replica.
+            logger.exception("method=<{}> path=<{}> | request failed", scope["method"], scope["path"])
+            if not status:
+                await _internal_error(scope, receive, named)
+        finally:
+            level = "DEBUG" if scope["path"] in _QUIET else "INFO"
+            ms = (time.perf_counter() - started) * 1000
+            logger.log(level, "method=<{}> path=<{}> status=<{}> ms=<{:.1f}> | request", *_what(scope), status, ms)
+
+
+def _what(scope: Scope) -> tuple[Any, str]:
+    return scope["method"], scope["path"].encode("ascii", "backslashreplace").decode()[:200]
+
+
+async def _internal_error(scope: Scope, receive: Receive, send: Send) -> None:
+    await JSONResponse({"detail": "Internal server error. The log of this replica has the details."}, 500)(scope, receive, send)

@@ -1,0 +1,226 @@
+"""One run from the taken chat to the freed one: the race of the agent against the stop token.
+
+Who comes first is decided once, in `_live`:
+- the agent ended: the closing write, END, then the `done` or `error` frame, so that the next message is taken.
+- a stop the user waits for: the frame at once, then the closing write and END. The chat is marked closing before
+  the frame, so that the next message waits for END instead of being refused.
+- a stop for another reason (deadline, shutdown, a lost bus): as at an end, with an `error` frame that says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from loguru import logger
+
+from haltline.chats import ChatDocument, ChatStoreError, VersionConflict
+from haltline.events import Closing, Done, Failed, Stopped
+from haltline.failures import explain
+from haltline.runs import Outcome, Receipt, Run, StopReason
+from haltline.signals import BusUnavailable
+from haltline.stream import EventStream
+from haltline.transcript import close_turn, open_turn
+
+if TYPE_CHECKING:
+    from haltline.agent import AgentTurn
+    from haltline.runner import Deps
+
+UNWIND = 0.25  # seconds a cancelled agent may take before the run goes on without it
+MARK = 0.1  # seconds that marking a chat as closing may hold up the closing frame
+SAVE_TRIES = 3
+
+_SAID_AT_ONCE = (StopReason.USER, StopReason.SUPERSEDED, StopReason.DELETED, StopReason.DISCONNECT)
+_WHY = {
+    StopReason.DEADLINE: "The run reached its time limit (RUN_TIMEOUT) and was stopped.",
+    StopReason.SHUTDOWN: "The server is shutting down, so the run was stopped. Send the message again.",
+    StopReason.SIGNAL_LOST: "The run could no longer be stopped from outside, so it was ended.",
+}
+
+
+class Execution:
+    """A run under way. `stream` is what its client reads; `task` ends after the chat is free again."""
+
+    def __init__(self, run: Run, message: str, document: ChatDocument, deps: Deps) -> None:
+        self.run, self.stream = run, EventStream()
+        self.receipt: Receipt | None = None
+        self._message, self._document, self._deps = message, document, deps
+        self._turn: AgentTurn | None = None
+        self._said: list[str] = []
+        self.task = asyncio.create_task(self._live(), name=f"run {run.run_id}")
+
+    @property
+    def run_id(self) -> str:
+        """The run's ULID."""
+        return self.run.run_id
+
+    async def ended(self, seconds: float) -> Receipt | None:
+        """The receipt, None where the run has not ended in time."""
+        await asyncio.wait({self.task}, timeout=seconds)
+        return self.receipt if self.task.done() else None
+
+    # ---- the race
+    async def _live(self) -> None:
+        run, stopped = self.run, asyncio.Event()
+        run.token.on_stop(stopped.set)
+        deadline = asyncio.get_running_loop().call_later(self._deps.run_timeout, run.token.stop, StopReason.DEADLINE)
+        opening = asyncio.create_task(self._open())
+        answer = asyncio.create_task(self._answer(opening))
+        gate = asyncio.create_task(stopped.wait())
+        try:
+            await asyncio.wait({answer, gate}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done() and not (answer.cancelled() and run.token.stopped):
+                self.receipt = await self._ended(_error_of(answer))
+            else:
+                self.receipt = await self._halted(answer, opening)
+        except Exception as error:
+            logger.exception("chat_id=<{}> run_id=<{}> | the end of the run failed", run.chat_id, run.run_id)
+            self.stream.put(Failed(explain(error)))
+            self.receipt = Receipt(run.run_id, Outcome.LOST)
+        finally:
+            deadline.cancel()
+            for task in (gate, answer):
+                task.cancel()
+            self._deps.metrics.ended(self.receipt)
+
+    async def _answer(self, opening: asyncio.Task[None]) -> None:
+        """Pump the agent into the stream. One task, so that context variables of the agent stay in one context."""
+        run = self.run
+        await asyncio.shield(opening)
+        turn = await self._deps.agents.make()
+        turn.restore(self._document.snapshot)
+        self._turn = turn
+        state = {"chat_id": run.chat_id, "run_id": run.run_id, "principal": None}
+        async with contextlib.aclosing(turn.events(self._message, state)) as events:
+            async for text in events:
+                if run.token.stopped or not self.stream.put(text):
+                    return
+                self._said.append(text.text)
+                await self.stream.room()
+
+    async def _ended(self, error: BaseException | None) -> Receipt:
+        """The agent came first."""
+        run = self.run
+        if error is not None:
+            logger.opt(exception=error).warning("chat_id=<{}> run_id=<{}> | the run failed", run.chat_id, run.run_id)
+            why = explain(error)
+            return await self._finish(Outcome.ERROR, None, Failed(why), error=why)
+        if self._turn is not None and self._turn.stopped_itself:
+            return await self._finish(Outcome.STOPPED, StopReason.AGENT, Stopped())
+        return await self._finish(Outcome.DONE, None, Done())
+
+    async def _halted(self, answer: asyncio.Task[None], opening: asyncio.Task[None]) -> Receipt:
+        """The stop came first."""
+        run, reason = self.run, self.run.token.reason
+        assert reason is not None  # noqa: S101 - the gate opens for nothing else
+        answer.cancel()  # closes the model call and releases tools and back-offs that wait
+        halted_ms = None
+        if reason in _SAID_AT_ONCE:
+            if not run.closing_marked:
+                await self._mark_closing()
+            self.stream.put(Stopped())
+            halted_ms = self._since_stop()
+        await asyncio.wait({answer}, timeout=UNWIND)
+        closed_ms = self._since_stop() if answer.done() and self._turn and self._turn.closes_upstream else None
+        if not answer.done():
+            logger.warning("chat_id=<{}> run_id=<{}> | the agent does not let go", run.chat_id, run.run_id)
+        await asyncio.wait({opening})
+        if failure := _error_of(opening):  # the closing write tries again, and says so where it fails too
+            logger.warning("chat_id=<{}> run_id=<{}> error=<{}> | no opening write", run.chat_id, run.run_id, failure)
+        frame = Stopped() if reason in _SAID_AT_ONCE else Failed(_WHY[reason])
+        return await self._finish(Outcome.STOPPED, reason, frame, halted_ms=halted_ms, closed_ms=closed_ms)
+
+    async def _mark_closing(self) -> None:
+        # The bus may be gone, and the user waits: a mark that cannot be set costs the next message a refusal.
+        with contextlib.suppress(BusUnavailable, TimeoutError):
+            async with asyncio.timeout(MARK):
+                await self._deps.bus.closing(self.run)
+
+    def _since_stop(self) -> float:
+        return round((time.monotonic() - self.run.token.fired_at) * 1000, 3)
+
+    # ---- the end
+    async def _finish(
+        self,
+        outcome: Outcome,
+        reason: StopReason | None,
+        frame: Closing,
+        *,
+        error: str = "",
+        halted_ms: float | None = None,
+        closed_ms: float | None = None,
+    ) -> Receipt:
+        """The closing write, END with the receipt, then the frame where it has not gone out yet."""
+        run, saved = self.run, True
+        try:
+            if reason is not StopReason.DELETED:
+                await self._close(outcome, reason, error)
+        except VersionConflict:
+            outcome, saved, frame = Outcome.LOST, False, Failed("The chat was taken by another run; nothing was saved.")
+        except ChatStoreError as failure:
+            logger.error("chat_id=<{}> run_id=<{}> error=<{}> | the answer was not saved", run.chat_id, run.run_id, failure)
+            saved, frame = False, Failed(f"The answer could not be saved: {failure}.")
+        receipt = Receipt(run.run_id, outcome, reason, halted_ms, closed_ms, saved)
+        try:
+            if not await self._deps.bus.end(run, receipt):
+                logger.warning("chat_id=<{}> run_id=<{}> | the chat was another run's at the end", run.chat_id, run.run_id)
+        except BusUnavailable as failure:
+            # No pulse names the run from here on, so the next message takes the chat over.
+            logger.warning("chat_id=<{}> run_id=<{}> error=<{}> | END not said", run.chat_id, run.run_id, failure)
+        self.stream.put(frame)
+        return receipt
+
+    # ---- the chat document
+    async def _open(self) -> None:
+        """Save the user's message before the first model call. Raises: ChatStoreError, VersionConflict."""
+        if self.run.token.reason is StopReason.DELETED:
+            return  # the chat was deleted after this request left its client: it must not come back
+        await self._save(lambda: open_turn(self._document, self._message, self.run.run_id), live=True)
+
+    async def _close(self, outcome: Outcome, reason: StopReason | None, error: str) -> None:
+        snapshot = None
+        if self._turn is not None:
+            try:
+                snapshot = self._turn.snapshot(self._message)
+            except Exception:  # an agent's own state may be anything; the transcript must not be lost with it
+                logger.exception("chat_id=<{}> run_id=<{}> | no snapshot", self.run.chat_id, self.run.run_id)
+        text = "".join(self._said)
+
+        def change() -> None:
+            close_turn(
+                self._document,
+                self._message,
+                text,
+                self.run.run_id,
+                snapshot=snapshot,
+                stopped=outcome is Outcome.STOPPED,
+                reason=reason.value if reason else "",
+                error=error,
+            )
+
+        await self._save(change, live=False)
+
+    async def _save(self, change: Callable[[], None], *, live: bool) -> None:
+        """Apply `change` to the document and save it; on a conflict, to the newest one while the chat is ours."""
+        for _ in range(SAVE_TRIES):
+            change()
+            try:
+                await self._deps.store.save(self._document)
+                break
+            except VersionConflict:
+                if not await self._deps.bus.holds(self.run):
+                    raise
+                self._document = await self._deps.store.load(self.run.chat_id)
+        else:
+            raise VersionConflict(self.run.chat_id)
+        try:
+            await self._deps.index.put(self.run.chat_id, len(self._document.messages), live=live)
+        except BusUnavailable as failure:
+            logger.warning("chat_id=<{}> error=<{}> | the list of chats was not told", self.run.chat_id, failure)
+
+
+def _error_of(task: asyncio.Task[None]) -> BaseException | None:
+    return asyncio.CancelledError() if task.cancelled() else task.exception()

@@ -1,0 +1,133 @@
+"""What a request says, checked: chat ids, bodies, times of arrival. Shared by all routes."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, HTTPException, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
+from ulid import ULID
+
+from haltline.resources import Resources
+from haltline.runs import Arrival
+
+MAX_MESSAGE_BYTES = 64 * 1024  # of UTF-8
+MAX_BODY_BYTES = 1024 * 1024  # a message of the full size may stand in JSON escapes, six bytes for one
+
+_CHAT_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+_RESERVED = {"bulk", "all"}
+_STAMP = re.compile(r"t=(\d{9,11}(?:\.\d{1,6})?)")
+_READ_AT = "haltline.read_at"
+
+
+def _not_reserved(chat_id: str) -> str:
+    if chat_id in _RESERVED:
+        raise ValueError("this id is reserved; choose another")
+    return chat_id
+
+
+def _ulid(value: str) -> str:
+    try:
+        return str(ULID.from_str(value))
+    except ValueError:
+        raise ValueError("not a ULID: 26 characters of Crockford's base 32") from None
+
+
+def _blank(message: str) -> str:
+    if not message.strip():
+        raise ValueError("the message is empty; write something")
+    return message
+
+
+ChatId = Annotated[
+    str, Field(pattern=_CHAT_ID, min_length=1, max_length=128, examples=["trip-to-rome"]), AfterValidator(_not_reserved)
+]
+RunId = Annotated[
+    str, Field(pattern=r"^[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}$", examples=["01JD8X5W3ZJ7V5Q9T4N2M6K8R0"]), AfterValidator(_ulid)
+]
+ChatPath = Annotated[ChatId, Path(description="The chat, named by its client.")]
+RunQuery = Annotated[RunId | None, Query(alias="run_id", description="Name one run, registered already or not.")]
+Wait = Annotated[
+    float | None,
+    Query(gt=0, le=10, allow_inf_nan=False, description="Seconds to wait for what really happens, at most 10."),
+]
+IfRunning = Annotated[
+    Literal["stop"] | None, Query(description="`stop` stops a live run first, waiting up to 5 s for its end.")
+]
+
+
+class ChatRequest(BaseModel):
+    """One user message."""
+
+    message: Annotated[str, AfterValidator(_blank)] = Field(description="At most 64 KiB of UTF-8.", examples=["Tell me a story."])
+    run_id: RunId | None = Field(None, description="A ULID made by the client, so that it can stop the run at once.")
+
+
+class BulkStopRequest(BaseModel):
+    """The chats to stop."""
+
+    chat_ids: list[ChatId] = Field(min_length=1, max_length=1000, examples=[["trip-to-rome", "shopping"]])
+
+
+def _body(adapter: TypeAdapter[Any]) -> Any:
+    async def read(request: Request) -> Any:
+        """Parse strictly: Python's own parser lets NaN, lone surrogates and endless numbers pass."""
+        raw = bytearray()
+        async for chunk in request.stream():
+            raw += chunk
+            if len(raw) > MAX_BODY_BYTES:
+                raise HTTPException(413, f"The body is larger than {MAX_BODY_BYTES // 1024} KiB.")
+        try:
+            return adapter.validate_json(bytes(raw))
+        except ValidationError as error:
+            raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from None
+
+    return read
+
+
+async def read_chat_request(body: Annotated[ChatRequest, Depends(_body(TypeAdapter(ChatRequest)))]) -> ChatRequest:
+    """The message of a chat call. Answers 413 and 422."""
+    if len(body.message.encode()) > MAX_MESSAGE_BYTES:
+        raise HTTPException(413, f"The message is larger than {MAX_MESSAGE_BYTES // 1024} KiB of UTF-8.")
+    return body
+
+
+read_bulk_stop_request = _body(TypeAdapter(BulkStopRequest))
+
+
+def body_docs(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI of a body that is read by `_body`."""
+    schema = model.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def mark_read(scope: Any) -> None:
+    """Note when a request was first read, before anything waits."""
+    scope[_READ_AT] = time.monotonic()
+
+
+def arrival(request: Request) -> Arrival:
+    """When the request reached the front door, `X-Request-Start: t=<seconds.mmm>`, or this process."""
+    read_at = request.scope.get(_READ_AT, time.monotonic())
+    stamp = _STAMP.fullmatch(request.headers.get("x-request-start", ""))
+    return Arrival(round(float(stamp[1]) * 1000) if stamp else 0, read_at)
+
+
+ArrivalOf = Annotated[Arrival, Depends(arrival)]
+
+
+def resources_of(request: Request) -> Resources:
+    """What the app holds."""
+    found: Resources = request.app.state.resources
+    return found
+
+
+ResourcesOf = Annotated[Resources, Depends(resources_of)]
+
+
+async def verify_redis(resources: ResourcesOf) -> None:
+    """Answers 503 where the bus does not: a run that could not be stopped is not started."""
+    await resources.bus.ping()

@@ -1,0 +1,80 @@
+"""MODEL_PROVIDER to a Strands model. One model object a process; it carries every run."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, cast
+
+from strands.models import Model
+
+from haltline.scripted import ScriptedModel
+from haltline.settings import Settings, SettingsError
+
+LOCAL_MODEL_ID = "SmolLM2-135M-Instruct"
+
+
+def make_model(settings: Settings) -> Model:
+    """Build the model that the settings name.
+
+    Raises: SettingsError naming MODEL_PROVIDER when it cannot be had.
+    """
+    provider = settings.model_provider
+    if provider == "scripted":
+        return ScriptedModel(settings.scripted_pace_ms)
+    if provider == "local":
+        return _local(settings)
+    if provider == "bedrock":
+        return _bedrock(settings)
+    model = load_object(provider, "MODEL_PROVIDER")()
+    if not isinstance(model, Model):
+        raise SettingsError(f"MODEL_PROVIDER={provider} returned {type(model).__name__}; it must return a Strands model")
+    return model
+
+
+def load_object(path: str, setting: str) -> Callable[..., Any]:
+    """The callable that `module:name` names.
+
+    Raises: SettingsError naming `setting`.
+    """
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"{setting}={path} cannot be imported: {error}") from error
+    if not callable(found):
+        raise SettingsError(f"{setting}={path} is {type(found).__name__}, not something to call")
+    return cast("Callable[..., Any]", found)
+
+
+def _local(settings: Settings) -> Model:
+    from openai import AsyncOpenAI
+    from strands.models.openai import OpenAIModel
+
+    class LocalModel(OpenAIModel):
+        """A model of 135 million parameters makes nothing of tools, and reading their descriptions takes it seconds."""
+
+        def format_request(self, messages: Any, tool_specs: Any = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            return dict(super().format_request(messages, None, *args, **kwargs))
+
+    # Closed by no one: it lives as long as the process. One client, or each call would set up TLS anew.
+    client = AsyncOpenAI(base_url=settings.local_model_url, api_key="none", max_retries=0)
+    params = {"max_tokens": settings.max_output_tokens, "temperature": 0.7, "frequency_penalty": 0.4}
+    return LocalModel(client=client, model_id=LOCAL_MODEL_ID, params=params)
+
+
+def _bedrock(settings: Settings) -> Model:
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+    from strands.models import BedrockModel
+
+    try:
+        return BedrockModel(
+            region_name=settings.aws_region,
+            model_id=settings.bedrock_model_id,
+            temperature=settings.bedrock_temperature,
+            max_tokens=settings.max_output_tokens,
+            boto_client_config=Config(max_pool_connections=100, connect_timeout=10, read_timeout=120),
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise SettingsError(f"AWS_REGION={settings.aws_region}: the Bedrock client cannot be made: {error}") from error

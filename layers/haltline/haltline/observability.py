@@ -1,0 +1,76 @@
+"""Logs and metrics. Log lines read `field=<value> | message`; no message text, key or token is logged."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loguru import logger
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from haltline.runs import Receipt
+from haltline.settings import Settings
+
+if TYPE_CHECKING:
+    from loguru import Record
+
+_FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+
+class _ToLoguru(logging.Handler):
+    """Libraries log by the standard module; they end in the same place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level: str | int = record.levelname if record.levelname in logging.getLevelNamesMapping() else record.levelno
+        logger.opt(depth=6, exception=record.exc_info).log(level, "logger=<{}> | {}", record.name, record.getMessage())
+
+
+def configure_logging(settings: Settings) -> None:
+    """Log to stderr, JSON in production; to rotating files too where LOG_DIR is set (10 MB each, 10 kept)."""
+    production = settings.environment == "production"
+    logger.remove()
+    logger.configure(extra={"replica": settings.replica_name})
+    # No variable values in tracebacks: they hold what users wrote.
+    common = {"level": settings.log_level, "backtrace": False, "diagnose": False, "enqueue": False}
+    logger.add(sys.stderr, serialize=production, format=_line, **common)  # type: ignore[call-overload]
+    if settings.log_dir:
+        path = Path(settings.log_dir) / f"{settings.replica_name}.log"
+        logger.add(path, serialize=production, format=_line, rotation="10 MB", retention=10, **common)  # type: ignore[call-overload]
+    logging.basicConfig(handlers=[_ToLoguru()], level=settings.log_level if settings.log_level != "TRACE" else "DEBUG", force=True)
+    for chatty in ("uvicorn.access", "httpx", "httpcore", "openai", "botocore", "strands", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+
+
+def _line(record: Record) -> str:
+    exception = "\n{exception}" if record["exception"] else ""
+    return "{time:YYYY-MM-DDTHH:mm:ss.SSS!UTC}Z {level: <7} {extra[replica]} | {message}" + exception + "\n"
+
+
+class Metrics:
+    """One registry an app, so that two apps in one process do not meet."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.live_runs = Gauge("haltline_live_runs", "Runs live on this replica", registry=self.registry)
+        self._runs = Counter("haltline_runs", "Runs ended", ["outcome", "reason"], registry=self.registry)
+        self.stops = Counter("haltline_stops", "Stops answered, by status", ["status"], registry=self.registry)
+        self._halted = Histogram(
+            "haltline_halt_seconds", "Stop signal to closing frame", buckets=_FAST, registry=self.registry
+        )
+
+    def ended(self, receipt: Receipt | None) -> None:
+        """Count the end of a run."""
+        if receipt is None:
+            return
+        self._runs.labels(receipt.outcome.value, receipt.reason.value if receipt.reason else "").inc()
+        if receipt.halted_ms is not None:
+            self._halted.observe(receipt.halted_ms / 1000)
+
+    def text(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self.registry)

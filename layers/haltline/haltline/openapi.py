@@ -1,0 +1,150 @@
+"""What the calls answer, as OpenAPI tells it: shapes, examples, errors."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from haltline.chats import Entry
+
+RUN = "01JD8X5W3ZJ7V5Q9T4N2M6K8R0"
+
+
+class StopAnswer(BaseModel):
+    """What came of a stop. Without `wait` always `accepted`: stored and sent."""
+
+    chat_id: str = Field(examples=["trip-to-rome"])
+    status: Literal["accepted", "stopped", "finished", "idle", "unconfirmed"]
+    message: str = Field(examples=["Stop signal sent for chat trip-to-rome. Agent will halt shortly."])
+    run_id: str | None = Field(None, description="The run that ended.", examples=[RUN])
+    halted_ms: float | None = Field(
+        None, description="From the stop signal's reaching the run to its closing frame.", examples=[1.4]
+    )
+    upstream_closed_ms: float | None = Field(
+        None, description="From the same moment to the end of the model call; null where none was open.", examples=[1.9]
+    )
+
+
+class Verdict(BaseModel):
+    """One chat of a bulk stop."""
+
+    chat_id: str
+    status: Literal["accepted", "stopped", "finished", "idle", "unconfirmed", "failed"]
+
+
+class BulkStopAnswer(BaseModel):
+    """One verdict a chat, in the order asked. `failed` counts what could not be stored or confirmed."""
+
+    results: list[Verdict]
+    total: int
+    successful: int
+    failed: int
+
+
+class ChatStatus(BaseModel):
+    """`new`: nobody has used this chat."""
+
+    chat_id: str
+    status: Literal["new", "idle", "running"]
+    message_count: int
+    run_id: str | None = Field(None, description="The live run.")
+
+
+class Messages(BaseModel):
+    """The whole transcript, oldest first."""
+
+    chat_id: str
+    messages: list[Entry]
+
+
+class ListedChat(BaseModel):
+    """One chat of the list."""
+
+    chat_id: str
+    status: Literal["idle", "running"]
+    message_count: int
+    updated_at: str = Field(description="ISO 8601, UTC.", examples=["2026-11-22T19:08:36.123Z"])
+
+
+class ChatList(BaseModel):
+    """A page, newest first. `count` is the number of all your chats; `next_cursor` is null on the last page."""
+
+    chats: list[ListedChat]
+    count: int
+    next_cursor: str | None
+
+
+class Deleted(BaseModel):
+    """The chat is gone."""
+
+    status: Literal["deleted"]
+    chat_id: str
+
+
+class Health(BaseModel):
+    """`degraded`, with status 503, while the signal bus cannot be reached."""
+
+    status: Literal["healthy", "degraded"]
+    redis: Literal["connected", "disconnected"]
+    replica: str
+    version: str
+    model: str
+    live_runs: int
+
+
+class Detail(BaseModel):
+    """An error. It never repeats what was sent."""
+
+    detail: str | list[dict[str, Any]]
+
+
+_ERRORS = {
+    401: ("No valid credential.", "Not authenticated."),
+    404: ("There is no such chat.", "There is no such chat."),
+    409: ("The chat has a live run.", "The chat has a live run. Stop it first, or send with ?if_running=stop."),
+    413: ("The message is too large.", "The message is larger than 64 KiB of UTF-8."),
+    422: (
+        "Something in the request is wrong; `loc` says where.",
+        [{"loc": ["body", "message"], "msg": "Value error, the message is empty; write something", "type": "value_error"}],
+    ),
+    503: (
+        "The signal bus (Redis) or the session store cannot be reached. Nothing was done.",
+        "The signal bus (Redis) cannot be reached. Nothing was done; try again.",
+    ),
+}
+
+_STREAM = """data: Once upon
+
+data:  a time
+
+: ping
+
+event: stopped
+data: [STOPPED]
+
+"""
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error answers of a call, for `responses=`."""
+    return {
+        status: {
+            "model": Detail,
+            "description": _ERRORS[status][0],
+            "content": {"application/json": {"example": {"detail": _ERRORS[status][1]}}},
+        }
+        for status in statuses
+    }
+
+
+def event_stream() -> dict[str, Any]:
+    """The 200 of the streaming call."""
+    return {
+        "description": "The answer as it comes. `X-Run-Id` names the run, `X-Replica` who runs it.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM}},
+        "headers": {
+            "X-Run-Id": {"schema": {"type": "string"}, "description": "ULID of the run."},
+            "X-Replica": {"schema": {"type": "string"}, "description": "The replica that runs it."},
+        },
+    }

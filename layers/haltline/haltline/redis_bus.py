@@ -1,0 +1,250 @@
+"""The signal bus over Redis or Valkey (redis-py, asyncio)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from haltline import redis_scripts as scripts
+from haltline.redis_watch import Watch
+from haltline.runs import Arrival, Outcome, Receipt, Run, StopReason, new_run_id
+from haltline.signals import Begun, BusUnavailable, Busy, StopState, StopVerdict, Used
+
+COMMAND_TIMEOUT = 2.0  # seconds until a silent bus counts as gone
+LOOK_AGAIN = 0.25  # seconds between looks at the record of a run that is waited for, in case its receipt was missed
+
+
+@asynccontextmanager
+async def reachable() -> AsyncIterator[None]:
+    """Turn what the client raises into BusUnavailable."""
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise BusUnavailable(f"{type(error).__name__}: {error}") from error
+
+
+def connect(url: str, *, timeout: float | None = COMMAND_TIMEOUT, connections: int = 64) -> Redis:
+    """A client that never sends a command twice by itself: after a lost reply only the caller knows whether it may.
+
+    Args:
+        url: redis://, rediss:// or unix://.
+        timeout: seconds a reply may take; None for a connection that listens.
+        connections: at most this many; a further command waits for one as long as a reply may take.
+    """
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections,
+        timeout=COMMAND_TIMEOUT,
+        socket_timeout=timeout,
+        socket_connect_timeout=COMMAND_TIMEOUT,
+        retry=Retry(NoBackoff(), 0),
+        decode_responses=True,
+        encoding_errors="replace",  # a value that a person SET by hand may be anything
+    )
+    return Redis.from_pool(pool)
+
+
+class RedisBus:
+    """Implements `signals.SignalBus`. One a process; `async with` starts and ends its subscription and pulse."""
+
+    def __init__(self, url: str, replica: str, *, stop_ttl: int, poll_interval: float, run_timeout: float) -> None:
+        """Nothing connects here.
+
+        Args:
+            url: redis://, rediss:// or unix://.
+            replica: the replica's name; an id new at every start is made of it.
+            stop_ttl: seconds that a stop nobody consumes is kept.
+            poll_interval: seconds between two looks at the live runs' keys.
+            run_timeout: seconds that one run may take.
+        """
+        self.replica_id = f"{replica}-{new_run_id()}"
+        self.redis = connect(url)
+        self._stop_ttl = stop_ttl
+        self._record_ttl = int(stop_ttl + run_timeout) + 60  # a record must outlive its run, a watermark its stop
+        self._begin, self._stop, self._closing, self._end, self._claim = (
+            self.redis.register_script(s)
+            for s in (scripts.BEGIN, scripts.STOP, scripts.CLOSING, scripts.END, scripts.CLAIM)
+        )
+        self._waiting: dict[tuple[str, str], list[asyncio.Future[Receipt]]] = {}
+        self.watch = Watch(
+            self.redis,
+            connect(url, timeout=None, connections=2),
+            self.replica_id,
+            poll_interval,
+            on_receipt=self._received,
+            put_back=self._put_back,
+        )
+
+    async def __aenter__(self) -> RedisBus:
+        self.watch.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.watch.close()
+        await self.redis.aclose()
+
+    # ---- the run's side
+    async def begin(self, run: Run, *, takeover: str = "", delete: bool = False) -> Begun | Busy | Used:
+        """See `signals.SignalBus.begin`. The caller must `end` what has begun."""
+        try:
+            async with reachable():
+                await self.watch.add(run)
+                args = [
+                    *(run.run_id, self.replica_id, run.nonce, run.arrival.stamp, run.arrival.age_ms),
+                    *(self._record_ttl, takeover, "delete" if delete else "run"),
+                ]
+                answer = await self._begin(keys=scripts.keys(run.chat_id, run.run_id), args=args)
+        except BaseException:
+            self.watch.remove(run)
+            raise
+        match answer:
+            case ["begun", claim, arrived, stopped]:
+                run.claim, run.arrived_ms, run.closing_marked = claim, int(arrived), bool(stopped)
+                return Begun(StopReason(stopped) if stopped else None)
+            case ["busy", other, owner, nonce, claim, arrived, closing]:
+                self.watch.remove(run)
+                return Busy(other, owner, nonce, claim, int(arrived), bool(closing))
+            case _:
+                self.watch.remove(run)
+                return Used()
+
+    async def closing(self, run: Run) -> None:
+        """See `signals.SignalBus.closing`."""
+        async with reachable():
+            await self._closing(
+                keys=scripts.keys(run.chat_id, run.run_id), args=[run.run_id, run.claim, self._record_ttl]
+            )
+
+    async def end(self, run: Run, receipt: Receipt) -> bool:
+        """See `signals.SignalBus.end`. The run is vouched for no longer, whether or not the bus could be told."""
+        told = json.dumps({"chat_id": run.chat_id, **asdict(receipt)})
+        try:
+            async with reachable():
+                answer = await self._end(
+                    keys=scripts.keys(run.chat_id, run.run_id), args=[run.run_id, run.claim, told, self._stop_ttl]
+                )
+        finally:
+            self.watch.remove(run)
+        return bool(answer[0] != "lost")
+
+    async def holds(self, run: Run) -> bool:
+        """See `signals.SignalBus.holds`."""
+        record = await self._record(run.chat_id)
+        return record.get("nonce") == run.nonce and record.get("claim") == run.claim
+
+    async def _put_back(self, run: Run) -> bool:
+        """Write the record of a live run again that the bus forgot. False where another run has the chat."""
+        args = [
+            *(run.run_id, self.replica_id, run.nonce, run.arrived_ms, "1" if run.arrival.stamp else ""),
+            *(run.claim, self._record_ttl),
+        ]
+        answer = await self._claim(keys=scripts.keys(run.chat_id, run.run_id), args=args)
+        if answer[0] == "held":
+            run.claim = answer[1]
+        return bool(answer[0] == "held")
+
+    # ---- the stop's side
+    async def stop(
+        self, chat_id: str, arrival: Arrival, *, run_id: str = "", reason: StopReason = StopReason.USER, wait: bool = False
+    ) -> StopVerdict:
+        """See `signals.SignalBus.stop`."""
+        waiter = self.replica_id if wait else ""
+        async with reachable():
+            if wait:
+                await self.watch.subscribed()
+            answer = await self._stop(
+                keys=scripts.keys(chat_id, run_id),
+                args=[arrival.stamp, arrival.age_ms, self._stop_ttl, run_id, reason.value, waiter],
+            )
+        match answer:
+            case ["live", live, owner]:
+                return StopVerdict(StopState.LIVE, live, owner)
+            case ["ended", receipt]:
+                return StopVerdict(StopState.ENDED, run_id, receipt=_receipt(json.loads(receipt)))
+            case _:
+                return StopVerdict(StopState.IDLE)
+
+    async def wait_end(self, chat_id: str, run_id: str, seconds: float) -> Receipt | None:
+        """See `signals.SignalBus.wait_end`. The receipt is pushed; the record is looked at in case it was missed."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        told: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault((chat_id, run_id), [])
+        waiting.append(told)
+        try:
+            while (left := deadline - asyncio.get_running_loop().time()) > 0:
+                await asyncio.wait({told}, timeout=min(left, LOOK_AGAIN))
+                if told.done():
+                    return told.result()
+                record = await self._record(chat_id)
+                last = record.get("last") or {}
+                if last.get("run_id") == run_id:
+                    return _receipt(last)
+                if record.get("run") != run_id or not await self._vouched(record["owner"], record["nonce"]):
+                    return None
+            return None
+        finally:
+            waiting.remove(told)
+            if not waiting:
+                self._waiting.pop((chat_id, run_id), None)
+
+    def _received(self, told: dict[str, Any]) -> None:
+        for future in self._waiting.get((told["chat_id"], told["run_id"]), ()):
+            if not future.done():
+                future.set_result(_receipt(told))
+
+    # ---- looking
+    async def is_live(self, busy: Busy) -> bool:
+        """See `signals.SignalBus.is_live`."""
+        return await self._vouched(busy.owner, busy.nonce)
+
+    async def live_among(self, chat_ids: Iterable[str]) -> dict[str, str]:
+        """See `signals.SignalBus.live_among`. Two commands, however many chats."""
+        ids = list(chat_ids)
+        if not ids:
+            return {}
+        async with reachable():
+            raws = await self.redis.mget([scripts.record_key(i) for i in ids])
+            records = {i: json.loads(raw) for i, raw in zip(ids, raws, strict=True) if raw}
+            held = {i: r for i, r in records.items() if r.get("run") and not r.get("delete")}
+            if not held:
+                return {}
+            owners = sorted({r["owner"] for r in held.values()})
+            pulses = await self.redis.mget([scripts.pulse_key(o) for o in owners])
+        vouched = {o: set(json.loads(p)) if p else set() for o, p in zip(owners, pulses, strict=True)}
+        return {i: r["run"] for i, r in held.items() if r["nonce"] in vouched[r["owner"]]}
+
+    async def ping(self) -> None:
+        """See `signals.SignalBus.ping`."""
+        async with reachable():
+            await self.redis.ping()
+
+    async def _record(self, chat_id: str) -> dict[str, Any]:
+        async with reachable():
+            raw = await self.redis.get(scripts.record_key(chat_id))
+        return dict(json.loads(raw)) if raw else {}
+
+    async def _vouched(self, owner: str, nonce: str) -> bool:
+        async with reachable():
+            pulse = await self.redis.get(scripts.pulse_key(owner))
+        return bool(pulse) and nonce in json.loads(pulse)
+
+
+def _receipt(told: dict[str, Any]) -> Receipt:
+    reason = told.get("reason")
+    return Receipt(
+        told["run_id"],
+        Outcome(told["outcome"]),
+        StopReason(reason) if reason else None,
+        told.get("halted_ms"),
+        told.get("upstream_closed_ms"),
+        bool(told.get("saved", True)),
+    )

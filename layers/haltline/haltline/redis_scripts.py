@@ -1,0 +1,193 @@
+"""The Lua scripts of the bus: each one decision, made whole inside Redis. All keys of a script lie in one slot.
+
+Keys of a chat X:
+- `stop:X`: the mailbox, the stamp (ms) of the latest stop that no run has consumed. A person may SET it.
+- `run:{stop:X}`: the record, JSON: who holds the chat, which stops are consumed, how the last run ended.
+- `stop:{stop:X}:RUN`: a stop that names its run, `<ms>:<reason>`.
+
+Fields of the record: `run owner nonce a door claim` of the holder (`a` its arrival in ms, `door` whether a front
+door's clock told it), `closing` (it was told to halt), `delete` (the holder only deletes), `stopped` (what BEGIN
+found), `waiters` (replicas that want the receipt); `upto` and `gone`, the newest stop and deletion already
+consumed: they cover every request that arrived no later; `last`, the receipt of the run that ended last.
+
+`claim` is Redis TIME in µs as a string (cjson keeps 14 digits), always growing, so that an older world, after a
+failover, is told from a newer one.
+"""
+
+from __future__ import annotations
+
+SLACK_MS = 50  # how far two clocks may differ where the stamps are not both the front door's
+
+
+def keys(chat_id: str, run_id: str) -> list[str]:
+    """The keys of every script, in order."""
+    return [mailbox_key(chat_id), record_key(chat_id), named_key(chat_id, run_id)]
+
+
+def mailbox_key(chat_id: str) -> str:
+    """Where an unconsumed stop lies."""
+    return f"stop:{chat_id}"
+
+
+def record_key(chat_id: str) -> str:
+    """Who holds the chat. The braces put it in the mailbox's slot."""
+    return f"run:{{stop:{chat_id}}}"
+
+
+def named_key(chat_id: str, run_id: str) -> str:
+    """Where a stop lies that names its run."""
+    return f"stop:{{stop:{chat_id}}}:{run_id}"
+
+
+def pulse_key(replica_id: str) -> str:
+    """What a replica vouches for; its channel has the same name."""
+    return f"replica:{replica_id}"
+
+
+_HEAD = """
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local raw = redis.call('GET', KEYS[2])
+local rec = raw and cjson.decode(raw) or {}
+
+-- a request's stamp, or this clock less its age where no front door gave one; a stamp from the future counts as now
+local function stamp(given, age)
+  given = tonumber(given)
+  if not given or given <= 0 then return now - tonumber(age) end
+  if given > now + 1000 then return now end
+  return given
+end
+
+local function next_claim()
+  local claim, old = t[1] * 1000000 + t[2], tonumber(rec.claim or '0')
+  if claim <= old then claim = old + 1 end
+  return string.format('%.0f', claim)
+end
+
+local function save(ttl) redis.call('SET', KEYS[2], cjson.encode(rec), 'EX', ttl) end
+
+-- the mailbox' stop is consumed: from here the watermark remembers whom it covers
+local function drain()
+  local mail = redis.call('GETDEL', KEYS[1])
+  if mail then rec.upto = math.max(rec.upto or 0, stamp(tonumber(mail) or now, 0)) end
+end
+
+local function watch(replica)
+  rec.waiters = rec.waiters or {}
+  for _, known in ipairs(rec.waiters) do if known == replica then return end end
+  table.insert(rec.waiters, replica)
+end
+
+local function tell(replica, message) redis.call('PUBLISH', 'replica:' .. replica, cjson.encode(message)) end
+"""
+
+# ARGV: run, owner, nonce, stamp, age ms, ttl s, claim of a dead holder to take over from ('' for none), 'run' | 'delete'
+BEGIN = (
+    _HEAD
+    + """
+local mine = rec.nonce == ARGV[3]
+if not mine and rec.last and rec.last.run_id == ARGV[1] then return {'used'} end
+if rec.run and not mine and rec.claim ~= ARGV[7] then
+  if rec.closing then watch(ARGV[2]); save(ARGV[6]) end
+  return {'busy', rec.run, rec.owner, rec.nonce, rec.claim, string.format('%.0f', rec.a), rec.closing and '1' or ''}
+end
+local claim = next_claim()
+if not mine then
+  local arrived = stamp(ARGV[4], ARGV[5])
+  local named = redis.call('GET', KEYS[3])
+  drain()
+  rec.run, rec.owner, rec.nonce, rec.a, rec.door = ARGV[1], ARGV[2], ARGV[3], arrived, tonumber(ARGV[4]) > 0
+  rec.stopped, rec.waiters, rec.delete = nil, nil, nil
+  if ARGV[8] == 'delete' then
+    rec.delete, rec.gone = true, math.max(rec.gone or 0, arrived)
+  elseif named then rec.stopped = string.match(named, ':(%l+)$') or 'user'
+  elseif (rec.gone or 0) >= arrived then rec.stopped = 'deleted'
+  elseif (rec.upto or 0) >= arrived then rec.stopped = 'user' end
+  rec.closing = rec.stopped ~= nil or ARGV[8] == 'delete'
+end
+rec.claim = claim
+save(ARGV[6])
+return {'begun', claim, string.format('%.0f', rec.a), rec.stopped or ''}
+"""
+)
+
+# ARGV: stamp, age ms, ttl s, run ('' for whoever the stamp means), reason, replica that wants the receipt ('' for none)
+STOP = (
+    _HEAD
+    + f"local SLACK = {SLACK_MS}"
+    + """
+local s, live = stamp(ARGV[1], ARGV[2]), rec.run and not rec.delete
+
+local function halt()
+  rec.closing = true
+  if ARGV[6] ~= '' then watch(ARGV[6]) end
+  save(ARGV[3])
+  tell(rec.owner, {stop = rec.nonce, reason = ARGV[5]})
+  return {'live', rec.run, rec.owner}
+end
+
+if ARGV[4] ~= '' then
+  if rec.last and rec.last.run_id == ARGV[4] then return {'ended', cjson.encode(rec.last)} end
+  redis.call('SET', KEYS[3], string.format('%.0f:%s', s, ARGV[5]), 'EX', ARGV[3])
+  if live and rec.run == ARGV[4] then return halt() end
+  return {'idle'}
+end
+if live and s < rec.a then
+  local slack = (rec.door and tonumber(ARGV[1]) > 0) and 0 or SLACK
+  if s < rec.a - slack then -- late: meant for those that came before this run
+    if s > (rec.upto or 0) then rec.upto = s; save(ARGV[3]) end
+    return {'idle'}
+  end
+  s = rec.a
+end
+local mail = tonumber(redis.call('GET', KEYS[1]) or '')
+if not mail or mail < s then redis.call('SET', KEYS[1], string.format('%.0f', s), 'EX', ARGV[3]) end
+if live then return halt() end
+return {'idle'}
+"""
+)
+
+# ARGV: run, claim, ttl s. Before an end that the owner decided itself.
+CLOSING = (
+    _HEAD
+    + """
+if rec.run ~= ARGV[1] or rec.claim ~= ARGV[2] then return {'lost'} end
+if not rec.closing then rec.closing = true; save(ARGV[3]) end
+return {'closing'}
+"""
+)
+
+# ARGV: run, claim, receipt as JSON, ttl s
+END = (
+    _HEAD
+    + """
+if rec.run ~= ARGV[1] or rec.claim ~= ARGV[2] then
+  if rec.last and rec.last.run_id == ARGV[1] then return {'again'} end
+  return {'lost'}
+end
+drain()
+redis.call('DEL', KEYS[3])
+local receipt, waiters = cjson.decode(ARGV[3]), rec.waiters or {}
+for _, field in ipairs({'run', 'owner', 'nonce', 'a', 'door', 'closing', 'delete', 'stopped', 'waiters'}) do
+  rec[field] = nil
+end
+rec.last = receipt
+save(ARGV[4])
+for _, replica in ipairs(waiters) do tell(replica, {ended = receipt}) end
+return {'ended'}
+"""
+)
+
+# ARGV: run, owner, nonce, arrival ms, '1' | '' told by a front door, claim last known, ttl s. The record was forgotten.
+CLAIM = (
+    _HEAD
+    + """
+local known = tonumber(ARGV[6])
+if rec.nonce ~= ARGV[3] and tonumber(rec.claim or '0') >= known then return {'lost'} end
+if tonumber(rec.claim or '0') < known then rec.claim = ARGV[6] end
+rec.run, rec.owner, rec.nonce, rec.a, rec.door = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
+rec.claim = next_claim()
+save(ARGV[7])
+return {'held', rec.claim}
+"""
+)

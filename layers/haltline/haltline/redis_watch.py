@@ -1,0 +1,188 @@
+"""What a replica does for all its runs together: one subscription, one pulse, one look every poll interval.
+
+- The subscription (`replica:<id>`) brings pushes: a stop for one of our runs, a receipt we asked for. A push
+  that is missed loses nothing: what it says also lies in the keys.
+- The pulse (`replica:<id>`) names our unfinished runs and expires: a record whose owner's pulse does not name
+  it is dead and may be taken over.
+- The look reads the keys of all live runs in one command and finds what no push told: a stop stored while the
+  subscription was down, a stop that a person SET by hand, a record the bus forgot, a chat that was taken.
+
+All three are still while there is no run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from loguru import logger
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from haltline import redis_scripts as scripts
+from haltline.runs import Run, StopReason
+
+PULSE_TTL_MS = 6000
+PULSE_EVERY = 2.0  # seconds
+RECONNECT_AFTER = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds before the next try; the last one repeats
+SUBSCRIBE_TIMEOUT = 2.0  # seconds a request waits for the subscription to stand
+
+
+class Watch:
+    """Vouches for this replica's unfinished runs and halts those that a stop names."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        listener: Redis,
+        replica_id: str,
+        poll_interval: float,
+        *,
+        on_receipt: Callable[[dict[str, Any]], None],
+        put_back: Callable[[Run], Awaitable[bool]],
+    ) -> None:
+        """`redis` for commands, `listener` for the subscription alone; `poll_interval` in seconds."""
+        self._redis, self._listener, self._replica_id = redis, listener, replica_id
+        self._poll_interval = poll_interval
+        self._on_receipt, self._put_back = on_receipt, put_back
+        self._runs: dict[str, Run] = {}  # by nonce
+        self._busy = asyncio.Event()  # set while there is a run
+        self._standing = asyncio.Event()  # set while the subscription stands
+        self._pulse_lock = asyncio.Lock()
+        self._asked, self._pulsed = 0, 0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Start listening, pulsing and looking."""
+        self._tasks = [asyncio.create_task(t()) for t in (self._listen, self._beat, self._poll)]
+
+    async def close(self) -> None:
+        """End the three tasks and the connections of the subscription."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._listener.aclose()
+
+    # ---- runs
+    async def add(self, run: Run) -> None:
+        """Vouch for a run before it takes its chat. On return a stop for it is heard and the pulse names it.
+
+        Raises: TimeoutError, RedisError where the bus cannot be reached.
+        """
+        await self.subscribed()
+        self._runs[run.nonce] = run
+        self._busy.set()
+        await self._pulse()
+
+    def remove(self, run: Run) -> None:
+        """Vouch for it no longer."""
+        self._runs.pop(run.nonce, None)
+        if not self._runs:
+            self._busy.clear()
+
+    async def subscribed(self) -> None:
+        """Wait until pushes reach us. Raises: TimeoutError."""
+        if not self._standing.is_set():
+            await asyncio.wait_for(self._standing.wait(), SUBSCRIBE_TIMEOUT)
+
+    # ---- the pulse
+    async def _pulse(self) -> None:
+        """One SET that names every run known when it is sent; calls that wait for the same SET share it."""
+        self._asked += 1
+        ticket = self._asked
+        async with self._pulse_lock:  # two SETs under way at once could land in the wrong order
+            if self._pulsed >= ticket:
+                return
+            covered = self._asked
+            names = json.dumps(list(self._runs))
+            await self._redis.set(scripts.pulse_key(self._replica_id), names, px=PULSE_TTL_MS)
+            self._pulsed = covered
+
+    async def _beat(self) -> None:
+        while True:
+            await self._busy.wait()
+            with self._logged("pulse"):
+                await self._pulse()
+            await asyncio.sleep(PULSE_EVERY)
+
+    # ---- the look
+    async def _poll(self) -> None:
+        while True:
+            await self._busy.wait()
+            await asyncio.sleep(self._poll_interval)
+            with self._logged("look"):
+                await self.look()
+
+    async def look(self) -> None:
+        """Read mailbox, record and named stop of every run that holds its chat, in one command."""
+        # Only runs that held their chat before the command is sent: BEGIN has consumed older stops of theirs.
+        runs = [run for run in self._runs.values() if run.claim]
+        if not runs:
+            return
+        values = await self._redis.mget([key for run in runs for key in scripts.keys(run.chat_id, run.run_id)])
+        for i, run in enumerate(runs):
+            if run.nonce in self._runs:
+                await self._decide(run, *values[3 * i : 3 * i + 3])
+
+    async def _decide(self, run: Run, mailbox: str | None, raw: str | None, named: str | None) -> None:
+        record = json.loads(raw) if raw else {}
+        if int(record.get("claim", 0)) < int(run.claim):
+            logger.warning("chat_id=<{}> run_id=<{}> | the bus forgot the record, putting it back", run.chat_id, run.run_id)
+            if not await self._put_back(run):
+                run.token.stop(StopReason.SIGNAL_LOST)
+        elif record.get("nonce") != run.nonce:
+            logger.warning("chat_id=<{}> run_id=<{}> | the chat is another run's now", run.chat_id, run.run_id)
+            run.token.stop(StopReason.SIGNAL_LOST)
+        elif named is not None:
+            run.closing_marked = bool(record.get("closing"))
+            run.token.stop(_reason(named.partition(":")[2]))
+        elif mailbox is not None:
+            run.closing_marked = bool(record.get("closing"))
+            run.token.stop(StopReason.USER)
+
+    # ---- the subscription
+    async def _listen(self) -> None:
+        failures = 0
+        while True:
+            with self._logged("subscription"):
+                async with self._listener.pubsub() as pubsub:
+                    await pubsub.subscribe(scripts.pulse_key(self._replica_id))
+                    while True:
+                        message = await pubsub.get_message(timeout=None)
+                        if message is None:
+                            continue
+                        if message["type"] == "subscribe":
+                            failures = 0
+                            self._standing.set()
+                            await self.look()  # what was stored while nobody listened
+                        elif message["type"] == "message":
+                            self._heard(message["data"])
+            self._standing.clear()
+            await asyncio.sleep(RECONNECT_AFTER[min(failures, len(RECONNECT_AFTER) - 1)])
+            failures += 1
+
+    def _heard(self, data: str) -> None:
+        told = json.loads(data)
+        if run := self._runs.get(told.get("stop", "")):
+            run.closing_marked = True
+            run.token.stop(_reason(told.get("reason", "")))
+        if ended := told.get("ended"):
+            self._on_receipt(ended)
+
+    @contextlib.contextmanager
+    def _logged(self, what: str) -> Iterator[None]:
+        """The bus may be gone for a while; what it was to do is done again."""
+        try:
+            yield
+        except (RedisError, OSError, TimeoutError) as error:
+            logger.warning("error=<{}> | the signal bus does not answer: {}", error, what)
+
+
+def _reason(text: str) -> StopReason:
+    try:
+        return StopReason(text)
+    except ValueError:  # a named stop that a person SET by hand
+        return StopReason.USER

@@ -1,0 +1,47 @@
+"""What a serving process holds. Made by `bootstrap`; a test makes its own with fakes inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from haltline.chat_index import ChatIndex
+from haltline.chats import ChatStore
+from haltline.observability import Metrics
+from haltline.runs import Receipt
+from haltline.settings import Settings
+from haltline.signals import SignalBus
+
+
+class LiveRun(Protocol):
+    """A run of this process."""
+
+    @property
+    def run_id(self) -> str:
+        """Its ULID."""
+
+    async def ended(self, seconds: float) -> Receipt | None:
+        """Its receipt, None where it has not ended in time."""
+
+
+class LocalRuns(Protocol):
+    """The runs of this process, as the control routes see them: they never import the run engine."""
+
+    @property
+    def live_count(self) -> int:
+        """Runs that have not ended."""
+
+    def stop_here(self, chat_id: str, run_id: str | None) -> LiveRun | None:
+        """Halt a live run of this process without the bus. Returns it, None where there is none."""
+
+
+@dataclass(slots=True)
+class Resources:
+    """Everything live. `runs` is None where the process serves no chats (the control function)."""
+
+    settings: Settings
+    bus: SignalBus
+    store: ChatStore
+    index: ChatIndex
+    metrics: Metrics
+    runs: LocalRuns | None = None

@@ -1,0 +1,118 @@
+"""Starts runs, knows those that live in this process, and ends them when the process must."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loguru import logger
+
+from haltline.execution import Execution
+from haltline.runs import Arrival, Run, StopReason, new_run_id
+from haltline.taking import take_chat
+
+if TYPE_CHECKING:
+    from haltline.agent import AgentSource
+    from haltline.chat_index import ChatIndex
+    from haltline.chats import ChatStore
+    from haltline.observability import Metrics
+    from haltline.signals import SignalBus
+
+
+class Draining(Exception):
+    """This replica is ending and starts nothing new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deps:
+    """What every run needs. `run_timeout` in seconds."""
+
+    bus: SignalBus
+    store: ChatStore
+    index: ChatIndex
+    agents: AgentSource
+    metrics: Metrics
+    run_timeout: float
+
+
+class Runner:
+    """One a process."""
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+        self._live: dict[str, Execution] = {}  # by nonce
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._draining = False
+
+    @property
+    def live_count(self) -> int:
+        """Runs that have not ended."""
+        return len(self._live)
+
+    async def start(
+        self, chat_id: str, message: str, arrival: Arrival, *, run_id: str | None = None, stop_first: bool = False
+    ) -> Execution:
+        """Take the chat and start a run.
+
+        Raises: ChatBusy, RunIdUsed, BusUnavailable, ChatStoreError, Draining.
+        """
+        if self._draining:
+            raise Draining
+        run = Run(chat_id, run_id or new_run_id(), arrival)
+        reason = StopReason.SUPERSEDED if stop_first else None
+        # Shielded: a client that leaves now must not leave a chat behind that nobody ends.
+        beginning = asyncio.create_task(self._begin(run, message, reason))
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            beginning.add_done_callback(_nobody_reads)
+            raise
+
+    async def _begin(self, run: Run, message: str, stop_first: StopReason | None) -> Execution:
+        document = await self._deps.store.load(run.chat_id)
+        begun = await take_chat(self._deps.bus, run, stop_first=stop_first)
+        if begun.stopped:
+            run.token.stop(begun.stopped)
+        execution = Execution(run, message, document, self._deps)
+        self._live[run.nonce] = execution
+        self._quiet.clear()
+        self._deps.metrics.live_runs.inc()
+        execution.task.add_done_callback(lambda _: self._ended(execution))
+        logger.info("chat_id=<{}> run_id=<{}> | run begun", run.chat_id, run.run_id)
+        return execution
+
+    def _ended(self, execution: Execution) -> None:
+        del self._live[execution.run.nonce]
+        self._deps.metrics.live_runs.dec()
+        if not self._live:
+            self._quiet.set()
+
+    def stop_here(self, chat_id: str, run_id: str | None) -> Execution | None:
+        """Halt a run of this process without the bus: for when it is gone."""
+        for execution in self._live.values():
+            if execution.run.chat_id == chat_id and run_id in (None, execution.run.run_id):
+                execution.run.token.stop(StopReason.USER)
+                return execution
+        return None
+
+    async def drain(self, grace: float) -> None:
+        """Start nothing new; give live runs `grace` seconds, then halt them, each with its closing frame."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(grace):
+                await self._quiet.wait()
+        except TimeoutError:
+            for execution in list(self._live.values()):
+                execution.run.token.stop(StopReason.SHUTDOWN)
+            await self._quiet.wait()
+
+
+
+
+def _nobody_reads(beginning: asyncio.Task[Execution]) -> None:
+    if not beginning.cancelled() and not beginning.exception():
+        execution = beginning.result()
+        execution.stream.leave()
+        execution.run.token.stop(StopReason.DISCONNECT)

@@ -1,0 +1,119 @@
+"""What a run is: its names, its reasons to stop, its stop token. No I/O, no event loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ulid import ULID
+
+
+class StopReason(StrEnum):
+    """Why a run was halted."""
+
+    USER = "user"  # a stop signal
+    SUPERSEDED = "superseded"  # ?if_running=stop of the next message
+    DELETED = "deleted"  # its chat was deleted
+    DISCONNECT = "disconnect"  # its client left
+    DEADLINE = "deadline"  # RUN_TIMEOUT
+    SHUTDOWN = "shutdown"  # its replica is ending
+    SIGNAL_LOST = "signal_lost"  # the bus was gone for too long, or the chat is another run's now
+    AGENT = "agent"  # the model used the stop tool
+
+
+class Outcome(StrEnum):
+    """How a run ended."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+    ERROR = "error"
+    LOST = "lost"  # the chat was taken by another run: nothing was written
+
+
+def new_run_id() -> str:
+    """A fresh ULID, 26 characters."""
+    return str(ULID())
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """When a request reached the product.
+
+    `stamp`: ms since the epoch by the front door's clock, 0 where there is none. `read_at`: this process'
+    monotonic clock in seconds when the request was first read; what the bus' clock is reckoned back from.
+    """
+
+    stamp: int = 0
+    read_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def age_ms(self) -> int:
+        """Milliseconds since the request was read."""
+        return int((time.monotonic() - self.read_at) * 1000)
+
+
+class StopToken:
+    """One per run. Fires once; the first reason stays. Callbacks run inside `stop`, in the caller's thread."""
+
+    __slots__ = ("_callbacks", "fired_at", "reason")
+
+    def __init__(self) -> None:
+        self.reason: StopReason | None = None
+        self.fired_at = 0.0  # time.monotonic() seconds
+        self._callbacks: list[Callable[[], None]] = []
+
+    @property
+    def stopped(self) -> bool:
+        return self.reason is not None
+
+    def stop(self, reason: StopReason) -> bool:
+        """Fire. Returns whether this call was the one that did."""
+        if self.reason is not None:
+            return False
+        self.reason, self.fired_at = reason, time.monotonic()
+        for callback in self._callbacks:
+            callback()
+        return True
+
+    def on_stop(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the token fires; at once where it has."""
+        if self.stopped:
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+
+@dataclass(slots=True)
+class Run:
+    """One execution of a turn by this replica.
+
+    `claim` is what the bus gave when the chat was taken; it grows, so an older holder is told from a newer.
+    `nonce` tells this attempt from another request that names the same run id.
+    """
+
+    chat_id: str
+    run_id: str
+    arrival: Arrival
+    token: StopToken = field(default_factory=StopToken)
+    nonce: str = field(default_factory=new_run_id)
+    claim: str = ""
+    arrived_ms: int = 0  # the arrival as the bus reckoned it
+    closing_marked: bool = False  # the bus knows that the run is about to end
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What is told of a run at its end, to whoever waits for it.
+
+    `halted_ms`: from the stop signal's reaching the owner to the closing frame handed to the stream.
+    `upstream_closed_ms`: from the same moment to the end of the model call, None where none was open.
+    """
+
+    run_id: str
+    outcome: Outcome
+    reason: StopReason | None = None
+    halted_ms: float | None = None
+    upstream_closed_ms: float | None = None
+    saved: bool = True

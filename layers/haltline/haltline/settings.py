@@ -1,0 +1,193 @@
+"""Every setting of the product, in one typed class. Nothing else reads the environment.
+
+CONFIGURATION.md says what each one means to a user.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_OBJECT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_LOCAL_NAMES = {"localhost", "localhost.localdomain", "ip6-localhost"}
+
+
+class SettingsError(Exception):
+    """A setting has a value that cannot be used. The text is one line and names the variable."""
+
+
+def _provider(value: str) -> str:
+    if value in ("bedrock", "local", "scripted") or _OBJECT_PATH.fullmatch(value):
+        return value
+    raise ValueError("use bedrock, local, scripted or module:callable")
+
+
+def _object_path(value: str | None) -> str | None:
+    if value and not _OBJECT_PATH.fullmatch(value):
+        raise ValueError("use module:callable, for example my_agents:make_agent")
+    return value
+
+
+def _redis_url(value: SecretStr | None) -> SecretStr | None:
+    if value and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("use redis://, rediss:// or unix://, for example redis://127.0.0.1:6379/0")
+    return value
+
+
+def _http_url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("use an http:// or https:// address")
+    return value.rstrip("/")
+
+
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """Read from the environment, then from `.env` in the working directory; names are the fields' in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", frozen=True, str_strip_whitespace=True
+    )
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    environment: str = "development"
+    log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    log_dir: Path | None = None
+    replica_name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")
+
+    redis_url: Annotated[SecretStr | None, AfterValidator(_redis_url)] = None
+    redis_host: str | None = None
+    redis_port: int = Field(6379, ge=1, le=65535)
+    redis_db: int = Field(0, ge=0)
+    redis_cluster: bool = False
+    redis_auth: Literal["none", "password", "iam"] = "none"
+
+    model_provider: Annotated[str, AfterValidator(_provider)] = "bedrock"
+    aws_region: str = "us-west-2"
+    bedrock_model_id: str = Field("amazon.nova-lite-v1:0", min_length=1)
+    bedrock_temperature: float = Field(0.3, ge=0, le=1)
+    local_model_url: Annotated[str, AfterValidator(_http_url)] = "http://127.0.0.1:8081/v1"
+    scripted_pace_ms: float = Field(20, ge=0, le=60_000, allow_inf_nan=False)
+    agent: Annotated[str | None, AfterValidator(_object_path)] = None
+
+    session_store: Literal["file", "s3"] = "file"
+    session_dir: Path = Path("data/sessions")
+    session_bucket: str | None = None
+
+    stop_signal_ttl: int = Field(3600, ge=1, le=30 * 86400)
+    stop_poll_interval: Seconds = Field(0.1, gt=0, le=60)
+    signal_loss_policy: Literal["stop", "continue"] = "stop"
+    signal_loss_grace: Seconds = Field(30, ge=0, le=86400)
+    on_disconnect: Literal["stop", "continue"] = "stop"
+    shutdown_grace: Seconds = Field(20, ge=0, le=3600)
+    run_timeout: Seconds = Field(600, gt=0, le=86400)
+    max_output_tokens: int = Field(4096, ge=1, le=1_000_000)
+
+    auth: Literal["none", "api-keys", "jwt", "apigateway"] = "none"
+    auth_allow_public: bool = False
+    api_keys: SecretStr | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    jwt_jwks: str | None = None
+    max_live_runs: int = Field(0, ge=0)
+    requests_per_minute: int = Field(0, ge=0)
+    cors_origins: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upper_log_level(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("log_level"), str):
+            values["log_level"] = values["log_level"].upper()
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        # Named in the message because an error of the whole model has no field of its own.
+        if self.auth == "none" and not self.auth_allow_public and not self._is_loopback(self.host):
+            raise ValueError(
+                f"AUTH=none on the public address HOST={self.host} is refused: bind 127.0.0.1, or set AUTH_ALLOW_PUBLIC=1"
+            )
+        for name, value, usable in (
+            ("AUTH", self.auth, "none"),
+            ("SESSION_STORE", self.session_store, "file"),
+            ("REDIS_AUTH", self.redis_auth, "none"),
+            ("REDIS_CLUSTER", self.redis_cluster, False),
+            ("MAX_LIVE_RUNS", self.max_live_runs, 0),
+            ("REQUESTS_PER_MINUTE", self.requests_per_minute, 0),
+        ):
+            if value != usable:
+                raise ValueError(f"{name}={value} is not available in this release; use {name}={usable}")
+        return self
+
+    @staticmethod
+    def _is_loopback(host: str) -> bool:
+        if host.lower() in _LOCAL_NAMES:
+            return True
+        try:
+            return ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def redis_address(self) -> str:
+        """The URL of the signal bus; 127.0.0.1:6379 where neither REDIS_URL nor REDIS_HOST is set."""
+        if self.redis_url:
+            return self.redis_url.get_secret_value()
+        return f"redis://{self.redis_host or '127.0.0.1'}:{self.redis_port}/{self.redis_db}"
+
+    @property
+    def has_redis(self) -> bool:
+        """Whether the user named a Redis of their own."""
+        return self.redis_url is not None or self.redis_host is not None
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """CORS_ORIGINS as a list; empty means closed."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """Read the settings; `overrides` (field names) win over the environment.
+
+    Raises:
+        SettingsError: one line that names each wrong variable.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_line(e) for e in error.errors())) from None
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """`read_settings` for an entry point: a wrong value ends the process with one line on stderr, status 2."""
+    try:
+        return read_settings(**overrides)
+    except SettingsError as error:
+        exit_with(str(error))
+
+
+def exit_with(line: str) -> Any:
+    """Say one line on stderr and end with the status of a wrong setting, 2."""
+    sys.stderr.write(f"haltline: {line}\n")
+    raise SystemExit(2)
+
+
+def _line(error: Any) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    name = str(error["loc"][0]).upper()
+    value = error.get("input")
+    shown = "" if name in ("REDIS_URL", "API_KEYS") or not isinstance(value, str | int | float) else f"={str(value)[:60]!r}"
+    return f"{name}{shown}: {message[:1].lower()}{message[1:]}"
+
+

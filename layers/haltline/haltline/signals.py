@@ -1,0 +1,93 @@
+"""The signal bus as the rest of the product sees it: a protocol, its answers, its errors. No I/O.
+
+`redis_bus` implements it over Redis or Valkey. What it keeps: at most one live run a chat, every stop
+delivered to the run it was meant for, every end told to whoever waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from haltline.runs import Arrival, Receipt, Run, StopReason
+
+
+class BusUnavailable(Exception):
+    """The signal bus did not answer: nothing was begun, stored or confirmed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The run holds its chat. `stopped` is the reason where a stop had covered it already."""
+
+    stopped: StopReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another run holds the chat. `closing`: it was told to halt, and its end is near."""
+
+    run_id: str
+    owner: str
+    nonce: str
+    claim: str
+    arrived_ms: int
+    closing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """This run id has ended already; it names one execution only."""
+
+
+class StopState(StrEnum):
+    """What a stop found."""
+
+    LIVE = "live"  # a live run that it covers
+    IDLE = "idle"  # none; the stop is stored
+    ENDED = "ended"  # the run it names has ended
+
+
+@dataclass(frozen=True, slots=True)
+class StopVerdict:
+    """The bus' answer to a stop. `run_id` is the run it covers, `receipt` how the named run had ended."""
+
+    state: StopState
+    run_id: str = ""
+    owner: str = ""
+    receipt: Receipt | None = None
+
+
+class SignalBus(Protocol):
+    """What the product asks of the bus. Every verb raises BusUnavailable when it cannot be done."""
+
+    async def begin(self, run: Run, *, takeover: str = "", delete: bool = False) -> Begun | Busy | Used:
+        """Take the chat for `run`, setting its claim. `takeover`: the claim of a dead holder to take it from."""
+
+    async def closing(self, run: Run) -> None:
+        """Mark that the run is about to end, so that the next request for its chat waits for it."""
+
+    async def end(self, run: Run, receipt: Receipt) -> bool:
+        """Free the chat, consume its stop, leave the receipt. False where the chat was not the run's any more."""
+
+    async def holds(self, run: Run) -> bool:
+        """Whether the chat is still this run's."""
+
+    async def stop(
+        self, chat_id: str, arrival: Arrival, *, run_id: str = "", reason: StopReason = StopReason.USER, wait: bool = False
+    ) -> StopVerdict:
+        """Store a stop and push it to the run it covers. `wait`: this replica wants the receipt."""
+
+    async def wait_end(self, chat_id: str, run_id: str, seconds: float) -> Receipt | None:
+        """The receipt of a run, or None when it did not come in time or its replica died."""
+
+    async def is_live(self, busy: Busy) -> bool:
+        """Whether the holder's replica still vouches for it."""
+
+    async def live_among(self, chat_ids: Iterable[str]) -> dict[str, str]:
+        """Of these chats, those with a live run, and its run id."""
+
+    async def ping(self) -> None:
+        """One round trip."""

@@ -1,0 +1,65 @@
+"""What a stop call does and what it may say of it. It never claims what it does not know."""
+
+from __future__ import annotations
+
+import time
+
+from haltline.openapi import StopAnswer
+from haltline.resources import Resources
+from haltline.runs import Arrival, Outcome, Receipt
+from haltline.signals import BusUnavailable, StopState
+
+_SAY = {
+    "accepted": "Stop signal sent for chat {}. Agent will halt shortly.",
+    "stopped": "Chat {} has stopped.",
+    "finished": "The run of chat {} ended by itself first.",
+    "idle": "Chat {} has no live run. The stop is kept for requests sent before it.",
+    "unconfirmed": "The stop of chat {} is stored, but no replica has confirmed it.",
+}
+
+
+async def stop_chat(
+    resources: Resources, chat_id: str, arrival: Arrival, *, run_id: str | None = None, wait: float | None = None
+) -> StopAnswer:
+    """Store and push a stop; with `wait` (seconds) tell what became of the run it covers.
+
+    Raises: BusUnavailable where it could not be stored and the run is not of this process.
+    """
+    until = time.monotonic() + (wait or 0)
+    try:
+        verdict = await resources.bus.stop(chat_id, arrival, run_id=run_id or "", wait=wait is not None)
+    except BusUnavailable:
+        # A stop through the replica that owns the run works without the bus.
+        here = resources.runs.stop_here(chat_id, run_id) if resources.runs else None
+        if here is None:
+            raise
+        if wait is None:
+            return _answer(resources, chat_id, "accepted")
+        return _told(resources, chat_id, await here.ended(until - time.monotonic()))
+    if wait is None:
+        return _answer(resources, chat_id, "accepted")
+    if verdict.state is StopState.IDLE:
+        return _answer(resources, chat_id, "idle")
+    receipt = verdict.receipt
+    if receipt is None:
+        try:
+            receipt = await resources.bus.wait_end(chat_id, verdict.run_id, until - time.monotonic())
+        except BusUnavailable:
+            receipt = None  # it was stored; more is not known
+    return _told(resources, chat_id, receipt)
+
+
+def _told(resources: Resources, chat_id: str, receipt: Receipt | None) -> StopAnswer:
+    if receipt is None or receipt.outcome is Outcome.LOST:
+        return _answer(resources, chat_id, "unconfirmed")
+    return _answer(resources, chat_id, "stopped" if receipt.outcome is Outcome.STOPPED else "finished", receipt)
+
+
+def _answer(resources: Resources, chat_id: str, status: str, receipt: Receipt | None = None) -> StopAnswer:
+    resources.metrics.stops.labels(status).inc()
+    told = {}
+    if receipt is not None:
+        told["run_id"] = receipt.run_id
+        if status == "stopped":
+            told |= {"halted_ms": receipt.halted_ms, "upstream_closed_ms": receipt.upstream_closed_ms}  # type: ignore[dict-item]
+    return StopAnswer(chat_id=chat_id, status=status, message=_SAY[status].format(chat_id), **told)  # type: ignore[arg-type]

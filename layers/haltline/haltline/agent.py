@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from anyio import to_thread
@@ -50,7 +50,7 @@ class AgentTurn:
             kept.data.pop("conversation_manager_state", None)
             self._agent.load_snapshot(kept)
 
-    async def events(self, message: str, invocation_state: dict[str, Any]) -> AsyncIterator[Text]:
+    async def events(self, message: str, invocation_state: dict[str, Any]) -> AsyncGenerator[Text, None]:
         """Run the agent on the user's message. Ends when the agent does; raises what the agent raises."""
         joiner = TextJoiner()
         self._restored = list(self._agent.messages)

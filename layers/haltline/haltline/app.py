@@ -31,18 +31,21 @@ WEB = Path(__file__).parent / "web"
 PING_TIMEOUT = 0.8  # seconds: a load balancer is told the truth within one
 
 
-def create_app(resources: Resources | None = None) -> FastAPI:
-    """Make the application. Without `resources` they are made of the settings.
+def create_app() -> FastAPI:
+    """Make the application of the settings, for `uvicorn --factory` and `python -m haltline`.
 
     A setting that cannot be used ends the process with one line on stderr and status 2.
     """
-    if resources is None:
-        settings = load_settings()
-        configure_logging(settings)
-        try:
-            resources = make_resources(settings)
-        except SettingsError as error:
-            exit_with(str(error))
+    settings = load_settings()
+    configure_logging(settings)
+    try:
+        return make_app(make_resources(settings))
+    except SettingsError as error:
+        exit_with(str(error))
+
+
+def make_app(resources: Resources) -> FastAPI:
+    """Make the application over what it holds. Chat is served where there are `resources.runs`."""
     app = FastAPI(
         title="Haltline",
         version=__version__,
@@ -135,5 +138,8 @@ def _add_error_answers(app: FastAPI) -> None:
 async def _say_what_is_wrong(_: Request, error: Exception) -> JSONResponse:
     """422 without the input: it may be unprintable, and an error never repeats what was sent."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for nothing else
-    detail = [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in error.errors()[:20]]
+    detail = [
+        {"loc": list(e["loc"]), "msg": str(e["msg"]).removeprefix("Value error, "), "type": e["type"]}
+        for e in error.errors()[:20]
+    ]
     return JSONResponse({"detail": detail}, 422)

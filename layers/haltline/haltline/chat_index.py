@@ -54,7 +54,9 @@ return {redis.call('ZCARD', KEYS[1]), cjson.encode(page)}
 # ARGV: [chat, messages, time ms]... What the index knows already is newer.
 _REBUILD = """
 for i = 1, #ARGV, 3 do
-  if redis.call('ZADD', KEYS[1], 'NX', ARGV[i + 2], ARGV[i]) == 1 then redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+  if redis.call('ZADD', KEYS[1], 'NX', ARGV[i + 2], ARGV[i]) == 1 then
+    redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+  end
 end
 redis.call('SET', KEYS[4], '1')
 """
@@ -151,7 +153,7 @@ class ChatIndex:
         """The live ones are few: sort them here."""
         count, _ = await self._rows(1, ("", ""))
         async with reachable():
-            noted = await self._redis.hkeys(KEYS[2])
+            noted = [str(i) for i in await self._redis.hkeys(KEYS[2])]
         live = await self._bus.live_among(noted)
         if not live:
             return Page([], count, None)

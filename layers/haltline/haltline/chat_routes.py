@@ -54,9 +54,7 @@ async def chat(
     Text comes in frames without an `event:` line. Exactly one closing frame ends the stream: `done`, `stopped` or
     `error`. 409 when the chat has a live run; `?if_running=stop` stops that one first.
     """
-    execution = await runner.start(
-        chat_id, body.message, arrival, run_id=body.run_id, stop_first=if_running == "stop"
-    )
+    execution = await runner.start(chat_id, body.message, arrival, run_id=body.run_id, stop_first=if_running == "stop")
     return EventStreamResponse(execution, stop_on_disconnect=resources.settings.on_disconnect == "stop")
 
 

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol
 
 from anyio import to_thread
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json, to_json
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 
 class Entry(TypedDict):

@@ -174,5 +174,3 @@ async def _delete(resources: Any, run: Run) -> bool:
     finally:
         await resources.bus.end(run, Receipt(run.run_id, Outcome.DONE))
     return existed
-
-

@@ -54,8 +54,11 @@ class Edge:
 
 
 def _what(scope: Scope) -> tuple[Any, str]:
-    return scope["method"], scope["path"].encode("ascii", "backslashreplace").decode()[:200]
+    # Escaped: a path may hold line ends, and a log line must stay one line.
+    return scope["method"], scope["path"].encode("unicode_escape").decode()[:200]
 
 
 async def _internal_error(scope: Scope, receive: Receive, send: Send) -> None:
-    await JSONResponse({"detail": "Internal server error. The log of this replica has the details."}, 500)(scope, receive, send)
+    await JSONResponse({"detail": "Internal server error. The log of this replica has the details."}, 500)(
+        scope, receive, send
+    )

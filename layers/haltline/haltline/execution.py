@@ -161,12 +161,16 @@ class Execution:
         except VersionConflict:
             outcome, saved, frame = Outcome.LOST, False, Failed("The chat was taken by another run; nothing was saved.")
         except ChatStoreError as failure:
-            logger.error("chat_id=<{}> run_id=<{}> error=<{}> | the answer was not saved", run.chat_id, run.run_id, failure)
+            logger.error(
+                "chat_id=<{}> run_id=<{}> error=<{}> | the answer was not saved", run.chat_id, run.run_id, failure
+            )
             saved, frame = False, Failed(f"The answer could not be saved: {failure}.")
         receipt = Receipt(run.run_id, outcome, reason, halted_ms, closed_ms, saved)
         try:
             if not await self._deps.bus.end(run, receipt):
-                logger.warning("chat_id=<{}> run_id=<{}> | the chat was another run's at the end", run.chat_id, run.run_id)
+                logger.warning(
+                    "chat_id=<{}> run_id=<{}> | the chat was another run's at the end", run.chat_id, run.run_id
+                )
         except BusUnavailable as failure:
             # No pulse names the run from here on, so the next message takes the chat over.
             logger.warning("chat_id=<{}> run_id=<{}> error=<{}> | END not said", run.chat_id, run.run_id, failure)

@@ -46,7 +46,9 @@ ChatId = Annotated[
     str, Field(pattern=_CHAT_ID, min_length=1, max_length=128, examples=["trip-to-rome"]), AfterValidator(_not_reserved)
 ]
 RunId = Annotated[
-    str, Field(pattern=r"^[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}$", examples=["01JD8X5W3ZJ7V5Q9T4N2M6K8R0"]), AfterValidator(_ulid)
+    str,
+    Field(pattern=r"^[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}$", examples=["01JD8X5W3ZJ7V5Q9T4N2M6K8R0"]),
+    AfterValidator(_ulid),
 ]
 ChatPath = Annotated[ChatId, Path(description="The chat, named by its client.")]
 RunQuery = Annotated[RunId | None, Query(alias="run_id", description="Name one run, registered already or not.")]
@@ -62,7 +64,9 @@ IfRunning = Annotated[
 class ChatRequest(BaseModel):
     """One user message."""
 
-    message: Annotated[str, AfterValidator(_blank)] = Field(description="At most 64 KiB of UTF-8.", examples=["Tell me a story."])
+    message: Annotated[str, AfterValidator(_blank)] = Field(
+        description="At most 64 KiB of UTF-8.", examples=["Tell me a story."]
+    )
     run_id: RunId | None = Field(None, description="A ULID made by the client, so that it can stop the run at once.")
 
 

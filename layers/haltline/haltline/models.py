@@ -28,7 +28,9 @@ def make_model(settings: Settings) -> Model:
         return _bedrock(settings)
     model = load_object(provider, "MODEL_PROVIDER")()
     if not isinstance(model, Model):
-        raise SettingsError(f"MODEL_PROVIDER={provider} returned {type(model).__name__}; it must return a Strands model")
+        raise SettingsError(
+            f"MODEL_PROVIDER={provider} returned {type(model).__name__}; it must return a Strands model"
+        )
     return model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -33,12 +33,14 @@ def configure_logging(settings: Settings) -> None:
     logger.remove()
     logger.configure(extra={"replica": settings.replica_name})
     # No variable values in tracebacks: they hold what users wrote.
-    common = {"level": settings.log_level, "backtrace": False, "diagnose": False, "enqueue": False}
-    logger.add(sys.stderr, serialize=production, format=_line, **common)  # type: ignore[call-overload]
+    common: Any = {"level": settings.log_level, "serialize": production, "backtrace": False, "diagnose": False}
+    logger.add(sys.stderr, format=_line, **common)
     if settings.log_dir:
         path = Path(settings.log_dir) / f"{settings.replica_name}.log"
-        logger.add(path, serialize=production, format=_line, rotation="10 MB", retention=10, **common)  # type: ignore[call-overload]
-    logging.basicConfig(handlers=[_ToLoguru()], level=settings.log_level if settings.log_level != "TRACE" else "DEBUG", force=True)
+        logger.add(path, format=_line, rotation="10 MB", retention=10, **common)
+    logging.basicConfig(
+        handlers=[_ToLoguru()], level=settings.log_level if settings.log_level != "TRACE" else "DEBUG", force=True
+    )
     for chatty in ("uvicorn.access", "httpx", "httpcore", "openai", "botocore", "strands", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):

@@ -106,7 +106,7 @@ _ERRORS = {
     413: ("The message is too large.", "The message is larger than 64 KiB of UTF-8."),
     422: (
         "Something in the request is wrong; `loc` says where.",
-        [{"loc": ["body", "message"], "msg": "Value error, the message is empty; write something", "type": "value_error"}],
+        [{"loc": ["body", "message"], "msg": "the message is empty; write something", "type": "value_error"}],
     ),
     503: (
         "The signal bus (Redis) or the session store cannot be reached. Nothing was done.",

@@ -154,7 +154,13 @@ class RedisBus:
 
     # ---- the stop's side
     async def stop(
-        self, chat_id: str, arrival: Arrival, *, run_id: str = "", reason: StopReason = StopReason.USER, wait: bool = False
+        self,
+        chat_id: str,
+        arrival: Arrival,
+        *,
+        run_id: str = "",
+        reason: StopReason = StopReason.USER,
+        wait: bool = False,
     ) -> StopVerdict:
         """See `signals.SignalBus.stop`."""
         waiter = self.replica_id if wait else ""
@@ -235,7 +241,7 @@ class RedisBus:
     async def _vouched(self, owner: str, nonce: str) -> bool:
         async with reachable():
             pulse = await self.redis.get(scripts.pulse_key(owner))
-        return bool(pulse) and nonce in json.loads(pulse)
+        return pulse is not None and nonce in json.loads(pulse)
 
 
 def _receipt(told: dict[str, Any]) -> Receipt:

@@ -81,7 +81,7 @@ end
 local function tell(replica, message) redis.call('PUBLISH', 'replica:' .. replica, cjson.encode(message)) end
 """
 
-# ARGV: run, owner, nonce, stamp, age ms, ttl s, claim of a dead holder to take over from ('' for none), 'run' | 'delete'
+# ARGV: run, owner, nonce, stamp, age ms, ttl s, claim of a dead holder to take over from ('' none), 'run' | 'delete'
 BEGIN = (
     _HEAD
     + """

@@ -13,9 +13,8 @@ All three are still while there is no run.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from loguru import logger
@@ -53,6 +52,7 @@ class Watch:
         self._standing = asyncio.Event()  # set while the subscription stands
         self._pulse_lock = asyncio.Lock()
         self._asked, self._pulsed = 0, 0
+        self._failures = 0  # of the subscription, in a row
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -104,8 +104,7 @@ class Watch:
     async def _beat(self) -> None:
         while True:
             await self._busy.wait()
-            with self._logged("pulse"):
-                await self._pulse()
+            await self._try("pulse", self._pulse())
             await asyncio.sleep(PULSE_EVERY)
 
     # ---- the look
@@ -113,8 +112,7 @@ class Watch:
         while True:
             await self._busy.wait()
             await asyncio.sleep(self._poll_interval)
-            with self._logged("look"):
-                await self.look()
+            await self._try("look", self.look())
 
     async def look(self) -> None:
         """Read mailbox, record and named stop of every run that holds its chat, in one command."""
@@ -125,12 +123,14 @@ class Watch:
         values = await self._redis.mget([key for run in runs for key in scripts.keys(run.chat_id, run.run_id)])
         for i, run in enumerate(runs):
             if run.nonce in self._runs:
-                await self._decide(run, *values[3 * i : 3 * i + 3])
+                await self._decide(run, *(as_text(v) for v in values[3 * i : 3 * i + 3]))
 
     async def _decide(self, run: Run, mailbox: str | None, raw: str | None, named: str | None) -> None:
         record = json.loads(raw) if raw else {}
         if int(record.get("claim", 0)) < int(run.claim):
-            logger.warning("chat_id=<{}> run_id=<{}> | the bus forgot the record, putting it back", run.chat_id, run.run_id)
+            logger.warning(
+                "chat_id=<{}> run_id=<{}> | the bus forgot the record, putting it back", run.chat_id, run.run_id
+            )
             if not await self._put_back(run):
                 run.token.stop(StopReason.SIGNAL_LOST)
         elif record.get("nonce") != run.nonce:
@@ -145,40 +145,45 @@ class Watch:
 
     # ---- the subscription
     async def _listen(self) -> None:
-        failures = 0
         while True:
-            with self._logged("subscription"):
-                async with self._listener.pubsub() as pubsub:
-                    await pubsub.subscribe(scripts.pulse_key(self._replica_id))
-                    while True:
-                        message = await pubsub.get_message(timeout=None)
-                        if message is None:
-                            continue
-                        if message["type"] == "subscribe":
-                            failures = 0
-                            self._standing.set()
-                            await self.look()  # what was stored while nobody listened
-                        elif message["type"] == "message":
-                            self._heard(message["data"])
+            await self._try("subscription", self._hear())
             self._standing.clear()
-            await asyncio.sleep(RECONNECT_AFTER[min(failures, len(RECONNECT_AFTER) - 1)])
-            failures += 1
+            await asyncio.sleep(RECONNECT_AFTER[min(self._failures, len(RECONNECT_AFTER) - 1)])
+            self._failures += 1
 
-    def _heard(self, data: str) -> None:
-        told = json.loads(data)
+    async def _hear(self) -> None:
+        """Subscribe and hear until the connection breaks."""
+        async with self._listener.pubsub() as pubsub:
+            await pubsub.subscribe(scripts.pulse_key(self._replica_id))
+            while True:
+                message = await pubsub.get_message(timeout=None)
+                if message is not None and message["type"] == "subscribe":
+                    self._failures = 0
+                    self._standing.set()
+                    await self.look()  # what was stored while nobody listened
+                elif message is not None and message["type"] == "message":
+                    self._heard(json.loads(message["data"]))
+
+    def _heard(self, told: dict[str, Any]) -> None:
         if run := self._runs.get(told.get("stop", "")):
-            run.closing_marked = True
+            run.closing_marked = True  # STOP has done that
             run.token.stop(_reason(told.get("reason", "")))
         if ended := told.get("ended"):
             self._on_receipt(ended)
 
-    @contextlib.contextmanager
-    def _logged(self, what: str) -> Iterator[None]:
-        """The bus may be gone for a while; what it was to do is done again."""
+    async def _try(self, what: str, work: Awaitable[None]) -> None:
+        """The bus may be gone for a while, or hold what no script of ours wrote; what was to be done is done again."""
         try:
-            yield
+            await work
         except (RedisError, OSError, TimeoutError) as error:
             logger.warning("error=<{}> | the signal bus does not answer: {}", error, what)
+        except Exception:
+            logger.exception("doing=<{}> | the signal bus said what cannot be read", what)
+
+
+def as_text(value: Any) -> str | None:
+    """What a client that decodes gives back, said to the type checker."""
+    return None if value is None else str(value)
 
 
 def _reason(text: str) -> StopReason:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Draining(Exception):
-    """This replica is ending and starts nothing new."""
+    """The replica is ending and starts nothing new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,6 @@ class Runner:
             for execution in list(self._live.values()):
                 execution.run.token.stop(StopReason.SHUTDOWN)
             await self._quiet.wait()
-
-
 
 
 def _nobody_reads(beginning: asyncio.Task[Execution]) -> None:

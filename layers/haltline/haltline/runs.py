@@ -66,6 +66,7 @@ class StopToken:
 
     @property
     def stopped(self) -> bool:
+        """Whether it has fired."""
         return self.reason is not None
 
     def stop(self, reason: StopReason) -> bool:

@@ -46,12 +46,11 @@ class ScriptedModel(Model):
         """The configuration."""
         return self._config
 
-    async def structured_output(
+    def structured_output(
         self, output_model: type[T], prompt: Messages, system_prompt: str | None = None, **kwargs: Any
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Not something a script can do. Raises: NotImplementedError."""
         raise NotImplementedError("the scripted model has no structured output")
-        yield {}
 
     async def stream(
         self,
@@ -119,7 +118,8 @@ def _answer(message: str) -> str:
     quoted = " ".join(message.split())[:80]
     return (
         f"You said: {quoted}\n\nThis is the scripted model. It has nothing to say of its own, and says so at an even "
-        "pace, so that there is time to stop it:\n\n" + "\n".join(f"{n}. sheep number {n} jumps over the fence" for n in range(1, 8))
+        "pace, so that there is time to stop it:\n\n"
+        + "\n".join(f"{n}. sheep number {n} jumps over the fence" for n in range(1, 8))
     )
 
 
@@ -127,7 +127,7 @@ def _last_text(messages: Messages) -> str:
     for message in reversed(messages):
         texts = [block["text"] for block in message["content"] if "text" in block]
         if message["role"] == "user" and texts:
-            return texts[-1]
+            return str(texts[-1])
     return ""
 
 

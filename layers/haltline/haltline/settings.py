@@ -10,7 +10,7 @@ import socket
 import sys
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -54,7 +54,12 @@ class Settings(BaseSettings):
     """Read from the environment, then from `.env` in the working directory; names are the fields' in capitals."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", frozen=True, str_strip_whitespace=True
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        str_strip_whitespace=True,
     )
 
     host: str = "127.0.0.1"
@@ -62,7 +67,9 @@ class Settings(BaseSettings):
     environment: str = "development"
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_dir: Path | None = None
-    replica_name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")
+    replica_name: str = Field(
+        default_factory=socket.gethostname, min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$"
+    )
 
     redis_url: Annotated[SecretStr | None, AfterValidator(_redis_url)] = None
     redis_host: str | None = None
@@ -114,7 +121,8 @@ class Settings(BaseSettings):
         # Named in the message because an error of the whole model has no field of its own.
         if self.auth == "none" and not self.auth_allow_public and not self._is_loopback(self.host):
             raise ValueError(
-                f"AUTH=none on the public address HOST={self.host} is refused: bind 127.0.0.1, or set AUTH_ALLOW_PUBLIC=1"
+                f"AUTH=none on the public address HOST={self.host} is refused: "
+                "bind 127.0.0.1, or set AUTH_ALLOW_PUBLIC=1"
             )
         for name, value, usable in (
             ("AUTH", self.auth, "none"),
@@ -175,7 +183,7 @@ def load_settings(**overrides: Any) -> Settings:
         exit_with(str(error))
 
 
-def exit_with(line: str) -> Any:
+def exit_with(line: str) -> NoReturn:
     """Say one line on stderr and end with the status of a wrong setting, 2."""
     sys.stderr.write(f"haltline: {line}\n")
     raise SystemExit(2)
@@ -187,7 +195,7 @@ def _line(error: Any) -> str:
         return message
     name = str(error["loc"][0]).upper()
     value = error.get("input")
-    shown = "" if name in ("REDIS_URL", "API_KEYS") or not isinstance(value, str | int | float) else f"={str(value)[:60]!r}"
+    shown = (
+        "" if name in ("REDIS_URL", "API_KEYS") or not isinstance(value, str | int | float) else f"={str(value)[:60]!r}"
+    )
     return f"{name}{shown}: {message[:1].lower()}{message[1:]}"
-
-

@@ -39,7 +39,7 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """This run id has ended already; it names one execution only."""
+    """The run id has ended already; it names one execution only."""
 
 
 class StopState(StrEnum):
@@ -61,7 +61,13 @@ class StopVerdict:
 
 
 class SignalBus(Protocol):
-    """What the product asks of the bus. Every verb raises BusUnavailable when it cannot be done."""
+    """What the product asks of the bus, between entering and leaving it. Every verb may raise BusUnavailable."""
+
+    async def __aenter__(self) -> SignalBus:
+        """Start listening."""
+
+    async def __aexit__(self, *_: object) -> None:
+        """End it."""
 
     async def begin(self, run: Run, *, takeover: str = "", delete: bool = False) -> Begun | Busy | Used:
         """Take the chat for `run`, setting its claim. `takeover`: the claim of a dead holder to take it from."""
@@ -76,7 +82,13 @@ class SignalBus(Protocol):
         """Whether the chat is still this run's."""
 
     async def stop(
-        self, chat_id: str, arrival: Arrival, *, run_id: str = "", reason: StopReason = StopReason.USER, wait: bool = False
+        self,
+        chat_id: str,
+        arrival: Arrival,
+        *,
+        run_id: str = "",
+        reason: StopReason = StopReason.USER,
+        wait: bool = False,
     ) -> StopVerdict:
         """Store a stop and push it to the run it covers. `wait`: this replica wants the receipt."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from haltline.openapi import StopAnswer
 from haltline.resources import Resources
@@ -57,9 +58,9 @@ def _told(resources: Resources, chat_id: str, receipt: Receipt | None) -> StopAn
 
 def _answer(resources: Resources, chat_id: str, status: str, receipt: Receipt | None = None) -> StopAnswer:
     resources.metrics.stops.labels(status).inc()
-    told = {}
+    told: dict[str, Any] = {}
     if receipt is not None:
         told["run_id"] = receipt.run_id
         if status == "stopped":
-            told |= {"halted_ms": receipt.halted_ms, "upstream_closed_ms": receipt.upstream_closed_ms}  # type: ignore[dict-item]
+            told |= {"halted_ms": receipt.halted_ms, "upstream_closed_ms": receipt.upstream_closed_ms}
     return StopAnswer(chat_id=chat_id, status=status, message=_SAY[status].format(chat_id), **told)  # type: ignore[arg-type]

@@ -39,11 +39,11 @@ class EventStream:
         """Wait until the client has taken enough of what was put."""
         await self._room.wait()
 
-    async def take(self, timeout: float) -> list[Event]:
-        """All that was put since the last call; [] after `timeout` seconds of silence or when the client left."""
+    async def take(self, seconds: float) -> list[Event]:
+        """All that was put since the last call; [] after `seconds` of silence or when the client left."""
         if not self._ready.is_set():
             try:
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout(seconds):
                     await self._ready.wait()
             except TimeoutError:
                 return []

@@ -57,7 +57,6 @@ class AgentTurn:
         async for event in self._agent.stream_async(message, invocation_state=invocation_state, limits=self._limits):
             if "data" in event:
                 if text := joiner.add(event["data"]):
-                    self._partial.append(text)
                     yield Text(text)
             elif "message" in event:
                 if rest := joiner.flush():
@@ -65,6 +64,10 @@ class AgentTurn:
                 self._partial.clear()
             elif "result" in event:
                 self._conclude(event["result"])
+
+    def seen(self, text: str) -> None:
+        """Note that the user has this piece of the message under way: a halted run's history keeps just that."""
+        self._partial.append(text)
 
     def _conclude(self, result: Any) -> None:
         reason = str(result.stop_reason)

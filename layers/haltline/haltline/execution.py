@@ -23,6 +23,7 @@ from haltline.failures import explain
 from haltline.runs import Outcome, Receipt, Run, StopReason
 from haltline.signals import BusUnavailable
 from haltline.stream import EventStream
+from haltline.tasks import cancelled
 from haltline.transcript import close_turn, open_turn
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Execution:
         self._message, self._document, self._deps = message, document, deps
         self._turn: AgentTurn | None = None
         self._said: list[str] = []
+        self._complete = False  # the agent came to its own end, and all of its text went out
         self.task = asyncio.create_task(self._live(), name=f"run {run.run_id}")
 
     @property
@@ -72,10 +74,10 @@ class Execution:
         gate = asyncio.create_task(stopped.wait())
         try:
             await asyncio.wait({answer, gate}, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done() and not (answer.cancelled() and run.token.stopped):
-                self.receipt = await self._ended(_error_of(answer))
-            else:
+            if run.token.stopped and not self._complete:
                 self.receipt = await self._halted(answer, opening)
+            else:
+                self.receipt = await self._ended(_error_of(answer))
         except Exception as error:
             logger.exception("chat_id=<{}> run_id=<{}> | the end of the run failed", run.chat_id, run.run_id)
             self.stream.put(Failed(explain(error)))
@@ -99,7 +101,9 @@ class Execution:
                 if run.token.stopped or not self.stream.put(text):
                     return
                 self._said.append(text.text)
+                turn.seen(text.text)
                 await self.stream.room()
+        self._complete = True
 
     async def _ended(self, error: BaseException | None) -> Receipt:
         """The agent came first."""
@@ -116,14 +120,14 @@ class Execution:
         """The stop came first."""
         run, reason = self.run, self.run.token.reason
         assert reason is not None  # noqa: S101 - the gate opens for nothing else
-        answer.cancel()  # closes the model call and releases tools and back-offs that wait
+        answer.cancel()  # closes the model call and releases tools and back-offs that wait, from the next turn of the loop
         halted_ms = None
         if reason in _SAID_AT_ONCE:
             if not run.closing_marked:
                 await self._mark_closing()
             self.stream.put(Stopped())
             halted_ms = self._since_stop()
-        await asyncio.wait({answer}, timeout=UNWIND)
+        await cancelled(answer, within=UNWIND)
         closed_ms = self._since_stop() if answer.done() and self._turn and self._turn.closes_upstream else None
         if not answer.done():
             logger.warning("chat_id=<{}> run_id=<{}> | the agent does not let go", run.chat_id, run.run_id)

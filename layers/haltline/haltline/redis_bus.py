@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from haltline.runs import Arrival, Outcome, Receipt, Run, StopReason, new_run_id
 from haltline.signals import Begun, BusUnavailable, Busy, StopState, StopVerdict, Used
 
 COMMAND_TIMEOUT = 2.0  # seconds until a silent bus counts as gone
+RECEIPTS_KEPT = 1024
 LOOK_AGAIN = 0.25  # seconds between looks at the record of a run that is waited for, in case its receipt was missed
 
 
@@ -75,6 +77,7 @@ class RedisBus:
             for s in (scripts.BEGIN, scripts.STOP, scripts.CLOSING, scripts.END, scripts.CLAIM)
         )
         self._waiting: dict[tuple[str, str], list[asyncio.Future[Receipt]]] = {}
+        self._told: OrderedDict[tuple[str, str], Receipt] = OrderedDict()
         self.watch = Watch(
             self.redis,
             connect(url, timeout=None, connections=2),
@@ -185,6 +188,8 @@ class RedisBus:
         told: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault((chat_id, run_id), [])
         waiting.append(told)
+        if (chat_id, run_id) in self._told:
+            told.set_result(self._told[chat_id, run_id])
         try:
             while (left := deadline - asyncio.get_running_loop().time()) > 0:
                 await asyncio.wait({told}, timeout=min(left, LOOK_AGAIN))
@@ -203,9 +208,13 @@ class RedisBus:
                 self._waiting.pop((chat_id, run_id), None)
 
     def _received(self, told: dict[str, Any]) -> None:
-        for future in self._waiting.get((told["chat_id"], told["run_id"]), ()):
+        which, receipt = (told["chat_id"], told["run_id"]), _receipt(told)
+        self._told[which] = receipt  # it may come before the reply of the STOP that asked for it
+        if len(self._told) > RECEIPTS_KEPT:
+            self._told.popitem(last=False)
+        for future in self._waiting.get(which, ()):
             if not future.done():
-                future.set_result(_receipt(told))
+                future.set_result(receipt)
 
     # ---- looking
     async def is_live(self, busy: Busy) -> bool:

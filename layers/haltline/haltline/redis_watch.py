@@ -23,10 +23,12 @@ from redis.exceptions import RedisError
 
 from haltline import redis_scripts as scripts
 from haltline.runs import Run, StopReason
+from haltline.tasks import cancelled
 
 PULSE_TTL_MS = 6000
 PULSE_EVERY = 2.0  # seconds
 RECONNECT_AFTER = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds before the next try; the last one repeats
+CLOSE_TIMEOUT = 5.0  # seconds
 SUBSCRIBE_TIMEOUT = 2.0  # seconds a request waits for the subscription to stand
 
 
@@ -61,9 +63,7 @@ class Watch:
 
     async def close(self) -> None:
         """End the three tasks and the connections of the subscription."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(*self._tasks, within=CLOSE_TIMEOUT)
         await self._listener.aclose()
 
     # ---- runs
@@ -86,7 +86,8 @@ class Watch:
     async def subscribed(self) -> None:
         """Wait until pushes reach us. Raises: TimeoutError."""
         if not self._standing.is_set():
-            await asyncio.wait_for(self._standing.wait(), SUBSCRIBE_TIMEOUT)
+            async with asyncio.timeout(SUBSCRIBE_TIMEOUT):
+                await self._standing.wait()
 
     # ---- the pulse
     async def _pulse(self) -> None:

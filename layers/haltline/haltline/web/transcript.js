@@ -137,7 +137,8 @@ function stopFacts({ stopReplica, haltedMs, reason }) {
 }
 
 function fact(name, value) {
-  return element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: value }));
+  // The space is for those who copy it.
+  return element("div", {}, element("dt", { textContent: name }), " ", element("dd", { textContent: value }));
 }
 
 function factList(facts) {

@@ -1,0 +1,24 @@
+"""Ending asyncio tasks for certain."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+AGAIN = 0.05  # seconds
+
+
+async def cancelled(*tasks: asyncio.Task[Any], within: float) -> bool:
+    """Cancel tasks until they have ended, at most `within` seconds. Whether all have.
+
+    Once is not enough: on Python 3.11 `asyncio.wait_for`, which redis-py and others use, loses a cancellation that
+    comes in the moment its own wait is over.
+    """
+    until = time.monotonic() + within
+    left = {task for task in tasks if not task.done()}
+    while left and time.monotonic() < until:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=min(AGAIN, within))
+    return not left

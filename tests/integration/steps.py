@@ -1,0 +1,100 @@
+"""Stand-ins whose every step a test takes by hand: an agent, and a store that can be held up or fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from haltline.chats import ChatDocument, ChatStoreError, FileChatStore
+from haltline.events import Text
+from haltline.history import repaired
+
+
+class StepTurn:
+    """An agent's turn that says what the test says, when it says it."""
+
+    closes_upstream = True
+
+    def __init__(self, agents: StepAgents) -> None:
+        self._agents = agents
+        self.stopped_itself = False
+        self.history: list[dict[str, Any]] = []
+        self.partial = ""
+
+    def restore(self, snapshot: dict[str, Any] | None) -> None:
+        self.history = list(snapshot["data"]["messages"]) if snapshot else []
+
+    async def events(self, message: str, invocation_state: dict[str, Any]) -> AsyncGenerator[Text, None]:
+        self.history.append({"role": "user", "content": [{"text": message}]})
+        self._agents.states.append(invocation_state)
+        self._agents.started.set()
+        try:
+            while True:
+                step = await self._agents.steps.get()
+                if step is None:
+                    break
+                if isinstance(step, Exception):
+                    raise step
+                yield Text(step)
+        except (asyncio.CancelledError, GeneratorExit):
+            self._agents.cancelled.set()
+            while self._agents.stubborn and not self._agents.let_go.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._agents.let_go.wait()
+            raise
+        self.history.append({"role": "assistant", "content": [{"text": self.partial}]})
+        self.stopped_itself = self._agents.stops_itself
+
+    def seen(self, text: str) -> None:
+        self.partial += text
+
+    def snapshot(self, message: str) -> dict[str, Any]:
+        return {"data": {"messages": repaired(self.history, self.partial)}}
+
+
+class StepAgents:
+    """Where runs get their agent. `say`, `end` and `fail` drive it; the events tell how far it is."""
+
+    def __init__(self) -> None:
+        self.steps: asyncio.Queue[str | Exception | None] = asyncio.Queue()
+        self.started, self.cancelled, self.let_go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.may_make, self.making = asyncio.Event(), asyncio.Event()
+        self.may_make.set()
+        self.stubborn = self.stops_itself = False
+        self.made = 0
+        self.states: list[dict[str, Any]] = []
+
+    async def make(self) -> StepTurn:
+        self.making.set()
+        await self.may_make.wait()
+        self.made += 1
+        return StepTurn(self)
+
+    def say(self, *chunks: str) -> None:
+        for chunk in chunks:
+            self.steps.put_nowait(chunk)
+
+    def end(self) -> None:
+        self.steps.put_nowait(None)
+
+    def fail(self, error: Exception) -> None:
+        self.steps.put_nowait(error)
+
+
+class StepStore(FileChatStore):
+    """Files, but a save waits while `hold` is clear, and fails while `broken`."""
+
+    def __init__(self, directory: Any) -> None:
+        super().__init__(directory)
+        self.free, self.saving = asyncio.Event(), asyncio.Event()
+        self.free.set()
+        self.broken = False
+
+    async def save(self, document: ChatDocument) -> None:
+        self.saving.set()
+        await self.free.wait()
+        if self.broken:
+            raise ChatStoreError("the session store cannot be written: No space left on device")
+        await super().save(document)

@@ -39,8 +39,12 @@ async def make_bus(valkey_url: str) -> AsyncIterator[MakeBus]:
     """Enter one more replica's bus. `poll_interval` 30 s by default, so that only a push can be quick."""
     async with AsyncExitStack() as stack:
 
-        async def make(replica: str = "replica", poll_interval: float = 30, url: str = valkey_url) -> RedisBus:
-            bus = RedisBus(url, replica, stop_ttl=3600, poll_interval=poll_interval, run_timeout=600)
+        async def make(
+            replica: str = "replica", poll_interval: float = 30, url: str = valkey_url, loss_grace: float | None = None
+        ) -> RedisBus:
+            bus = RedisBus(
+                url, replica, stop_ttl=3600, poll_interval=poll_interval, run_timeout=600, loss_grace=loss_grace
+            )
             return await stack.enter_async_context(bus)
 
         yield make

@@ -436,3 +436,19 @@ async def test_every_verb_says_that_the_bus_is_gone(make_bus: Any, chat: str, tm
         with pytest.raises(BusUnavailable):
             await verb
     assert run.token.reason is None  # a bus that is gone stops nothing by itself
+
+
+@pytest.mark.parametrize(("grace", "reason"), [(0.0, StopReason.SIGNAL_LOST), (None, None)], ids=["stop", "continue"])
+async def test_a_run_that_nobody_could_stop_any_more(
+    make_bus: Any, chat: str, tmp_path: Any, grace: float | None, reason: StopReason | None
+) -> None:
+    server = ValkeyServer(data_dir=tmp_path, persist=True)
+    server.start()
+    bus = await make_bus(url=f"redis://127.0.0.1:{server.port}/0", loss_grace=grace)
+    run = await begun(bus, chat)
+    server.stop()
+    if reason:
+        assert await fired(run) is reason
+    else:
+        await asyncio.sleep(3)  # longer than the beat, in which nothing may happen
+        assert run.token.reason is None

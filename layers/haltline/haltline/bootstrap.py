@@ -23,6 +23,7 @@ def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources
             stop_ttl=settings.stop_signal_ttl,
             poll_interval=settings.stop_poll_interval,
             run_timeout=settings.run_timeout,
+            loss_grace=settings.signal_loss_grace if settings.signal_loss_policy == "stop" else None,
         )
     except ValueError as error:
         raise SettingsError(f"REDIS_URL: {error}") from error

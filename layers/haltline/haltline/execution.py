@@ -120,7 +120,7 @@ class Execution:
         """The stop came first."""
         run, reason = self.run, self.run.token.reason
         assert reason is not None  # noqa: S101 - the gate opens for nothing else
-        answer.cancel()  # closes the model call and releases tools and back-offs that wait, from the next turn of the loop
+        answer.cancel()  # closes the model call, releases tools and back-offs
         halted_ms = None
         if reason in _SAID_AT_ONCE:
             if not run.closing_marked:

@@ -58,7 +58,16 @@ def connect(url: str, *, timeout: float | None = COMMAND_TIMEOUT, connections: i
 class RedisBus:
     """Implements `signals.SignalBus`. One a process; `async with` starts and ends its subscription and pulse."""
 
-    def __init__(self, url: str, replica: str, *, stop_ttl: int, poll_interval: float, run_timeout: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        replica: str,
+        *,
+        stop_ttl: int,
+        poll_interval: float,
+        run_timeout: float,
+        loss_grace: float | None = None,
+    ) -> None:
         """Nothing connects here.
 
         Args:
@@ -67,6 +76,7 @@ class RedisBus:
             stop_ttl: seconds that a stop nobody consumes is kept.
             poll_interval: seconds between two looks at the live runs' keys.
             run_timeout: seconds that one run may take.
+            loss_grace: seconds without a bus after which live runs are halted; None lets them go on.
         """
         self.replica_id = f"{replica}-{new_run_id()}"
         self.redis = connect(url)
@@ -83,6 +93,7 @@ class RedisBus:
             connect(url, timeout=None, connections=2),
             self.replica_id,
             poll_interval,
+            loss_grace,
             on_receipt=self._received,
             put_back=self._put_back,
         )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from haltline.tasks import cancelled
 
 PULSE_TTL_MS = 6000
 PULSE_EVERY = 2.0  # seconds
+PULSE_AGAIN = 0.5  # seconds until the next try while the bus does not answer
 RECONNECT_AFTER = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds before the next try; the last one repeats
 CLOSE_TIMEOUT = 5.0  # seconds
 SUBSCRIBE_TIMEOUT = 2.0  # seconds a request waits for the subscription to stand
@@ -41,13 +43,18 @@ class Watch:
         listener: Redis,
         replica_id: str,
         poll_interval: float,
+        loss_grace: float | None,
         *,
         on_receipt: Callable[[dict[str, Any]], None],
         put_back: Callable[[Run], Awaitable[bool]],
     ) -> None:
-        """`redis` for commands, `listener` for the subscription alone; `poll_interval` in seconds."""
+        """`redis` for commands, `listener` for the subscription alone; `poll_interval` in seconds.
+
+        `loss_grace`: seconds without a pulse after which runs that nobody could stop are halted; None never.
+        """
         self._redis, self._listener, self._replica_id = redis, listener, replica_id
-        self._poll_interval = poll_interval
+        self._poll_interval, self._loss_grace = poll_interval, loss_grace
+        self._vouched_at = 0.0  # time.monotonic() of the last pulse
         self._on_receipt, self._put_back = on_receipt, put_back
         self._runs: dict[str, Run] = {}  # by nonce
         self._busy = asyncio.Event()  # set while there is a run
@@ -100,13 +107,17 @@ class Watch:
             covered = self._asked
             names = json.dumps(list(self._runs))
             await self._redis.set(scripts.pulse_key(self._replica_id), names, px=PULSE_TTL_MS)
-            self._pulsed = covered
+            self._pulsed, self._vouched_at = covered, time.monotonic()
 
     async def _beat(self) -> None:
         while True:
             await self._busy.wait()
             await self._try("pulse", self._pulse())
-            await asyncio.sleep(PULSE_EVERY)
+            unheard = time.monotonic() - self._vouched_at
+            if self._loss_grace is not None and unheard > max(self._loss_grace, PULSE_AGAIN):
+                for run in list(self._runs.values()):
+                    run.token.stop(StopReason.SIGNAL_LOST)
+            await asyncio.sleep(PULSE_AGAIN if unheard > PULSE_AGAIN else PULSE_EVERY)
 
     # ---- the look
     async def _poll(self) -> None:

@@ -42,6 +42,7 @@ function newConversation(id, fresh) {
       if (run) speaker.follow(run);
       renderControls(); // at once: Stop is armed in the same moment as Send is pressed
     }
+    if (run?.ended && !conversation.live) chatList.settle(id);
     renderSoon();
     if (run?.ended && ["refused", "broken"].includes(run.outcome)) checkHealth();
   };
@@ -290,8 +291,11 @@ function showConnection(state, words, banner) {
   setText($("banner"), banner);
 }
 
-document.addEventListener("visibilitychange", () => {
-  if (!document.hidden) chatList.refresh();
+document.addEventListener("visibilitychange", async () => {
+  if (document.hidden) return;
+  await chatList.refresh();
+  const begunElsewhere = chatList.chats.some((chat) => chat.chat_id === current.id && chat.status === "running");
+  if (begunElsewhere && !current.live) current.load();
 });
 window.addEventListener("hashchange", openFromHash);
 chatList.onchange = renderSoon;

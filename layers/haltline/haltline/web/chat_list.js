@@ -37,6 +37,11 @@ export class ChatList {
     }
   }
 
+  /** A run of this page has ended, which it knows before the next read does. */
+  settle(id) {
+    for (const chat of this.chats) if (chat.chat_id === id) chat.status = "idle";
+  }
+
   remove(id) {
     this.#reads += 1; // an answer that still knows it is void
     this.chats = this.chats.filter((chat) => chat.chat_id !== id);

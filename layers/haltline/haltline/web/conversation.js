@@ -12,7 +12,7 @@ export class Conversation {
   notice = null; // {words, label, act, whileLive}: label and act make a button, whileLive goes with the run
   loading = false;
   onchange = () => {};
-  onsettled = () => {}; // the server has closed a run of this page: lists may be read again
+  onsettled = () => {}; // the server is done with a run: lists may be read again
 
   #draft;
   #loads = 0;
@@ -76,8 +76,14 @@ export class Conversation {
     this.notice = null;
     this.draft = "";
     this.turns.push({ role: "user", text: message }, { role: "assistant", run });
-    run.start().then(() => this.onsettled());
+    this.#settle(run);
     this.onchange();
+  }
+
+  async #settle(run) {
+    await run.start();
+    await run.stopAnswer; // a stopped stream closes before the server has written all, its stop is answered after
+    this.onsettled();
   }
 
   askStop(askedAt) {

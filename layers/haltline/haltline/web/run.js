@@ -35,6 +35,7 @@ class Stoppable {
   elsewhere = false;
   ended = false;
   stop = null;
+  stopAnswer = Promise.resolve(); // resolves when the latest stop has its answer, good or bad
   onchange = () => {};
 
   constructor(chatId, runId) {
@@ -53,7 +54,8 @@ class Stoppable {
     const stop = new StopRequest(askedAt);
     this.stop = stop;
     this.onchange();
-    await stop.send(this.chatId, this.runId);
+    this.stopAnswer = stop.send(this.chatId, this.runId);
+    await this.stopAnswer;
     this.stopAnswered(stop);
     this.onchange();
   }

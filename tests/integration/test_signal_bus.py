@@ -193,9 +193,10 @@ async def test_a_stop_set_by_hand_halts_a_live_run_whatever_it_says(
     await redis.set(scripts.mailbox_key(chat), value)
     assert await fired(run) is StopReason.USER
     assert not run.closing_marked
+    waiting = new_run(chat)
     assert await bus.end(run, done(run, Outcome.STOPPED))
     assert await redis.get(scripts.mailbox_key(chat)) is None
-    assert await bus.begin(new_run(chat)) == Begun()
+    assert await bus.begin(waiting) == Begun()  # sent while the other one was ending
 
 
 @pytest.mark.parametrize(("value", "reason"), [("1:superseded", "superseded"), ("x", "user"), ("1:nonsense", "user")])

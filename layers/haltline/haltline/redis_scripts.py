@@ -66,10 +66,14 @@ end
 
 local function save(ttl) redis.call('SET', KEYS[2], cjson.encode(rec), 'EX', ttl) end
 
--- the mailbox' stop is consumed: from here the watermark remembers whom it covers
-local function drain()
+-- the mailbox' stop is consumed: from here the watermark remembers whom it covers. What is no time, or lies in the
+-- future (a person SET it by hand), covers up to `otherwise`
+local function drain(otherwise)
   local mail = redis.call('GETDEL', KEYS[1])
-  if mail then rec.upto = math.max(rec.upto or 0, stamp(tonumber(mail) or now, 0)) end
+  if not mail then return end
+  local covered = tonumber(mail)
+  if not covered or covered > now + 1000 then covered = otherwise end
+  rec.upto = math.max(rec.upto or 0, covered)
 end
 
 local function watch(replica)
@@ -95,7 +99,7 @@ local claim = next_claim()
 if not mine then
   local arrived = stamp(ARGV[4], ARGV[5])
   local named = redis.call('GET', KEYS[3])
-  drain()
+  drain(now)
   rec.run, rec.owner, rec.nonce, rec.a, rec.door = ARGV[1], ARGV[2], ARGV[3], arrived, tonumber(ARGV[4]) > 0
   rec.stopped, rec.waiters, rec.delete = nil, nil, nil
   if ARGV[8] == 'delete' then
@@ -165,7 +169,7 @@ if rec.run ~= ARGV[1] or rec.claim ~= ARGV[2] then
   if rec.last and rec.last.run_id == ARGV[1] then return {'again'} end
   return {'lost'}
 end
-drain()
+drain(rec.a) -- a request that came while this run was ending is not meant
 redis.call('DEL', KEYS[3])
 local receipt, waiters = cjson.decode(ARGV[3]), rec.waiters or {}
 for _, field in ipairs({'run', 'owner', 'nonce', 'a', 'door', 'closing', 'delete', 'stopped', 'waiters'}) do

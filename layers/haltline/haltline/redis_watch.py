@@ -110,14 +110,18 @@ class Watch:
             self._pulsed, self._vouched_at = covered, time.monotonic()
 
     async def _beat(self) -> None:
+        pause = PULSE_EVERY
         while True:
             await self._busy.wait()
+            await asyncio.sleep(pause)  # first: whoever added a run has pulsed for it
+            if not self._runs:
+                continue
             await self._try("pulse", self._pulse())
             unheard = time.monotonic() - self._vouched_at
+            pause = PULSE_AGAIN if unheard > PULSE_AGAIN else PULSE_EVERY
             if self._loss_grace is not None and unheard > max(self._loss_grace, PULSE_AGAIN):
                 for run in list(self._runs.values()):
                     run.token.stop(StopReason.SIGNAL_LOST)
-            await asyncio.sleep(PULSE_AGAIN if unheard > PULSE_AGAIN else PULSE_EVERY)
 
     # ---- the look
     async def _poll(self) -> None:

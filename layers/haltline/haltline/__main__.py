@@ -7,14 +7,12 @@ import asyncio
 import os
 import signal
 import socket
-from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 
 from haltline.app import create_app
 from haltline.resources import Resources
-from haltline.runner import Runner
 from haltline.settings import exit_with
 
 UNWIND = 5  # seconds beyond SHUTDOWN_GRACE for the last closing frames to be written
@@ -36,10 +34,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new connection, give live runs SHUTDOWN_GRACE, halt the rest, each with its closing frame."""
-        runs = cast("Runner", self._resources.runs)
-        draining = asyncio.create_task(runs.drain(self._resources.settings.shutdown_grace))
+        if self._resources.runs is not None:
+            self._draining = asyncio.create_task(self._resources.runs.drain(self._resources.settings.shutdown_grace))
         await super().shutdown(sockets)
-        draining.cancel()
 
 
 def main() -> None:

@@ -76,6 +76,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     resources: Resources = app.state.resources
     async with resources.bus:
         yield
+        if resources.runs is not None:  # runs whose client has left may go on; they need the bus to end
+            await resources.runs.drain(resources.settings.shutdown_grace)
 
 
 def _add_service_routes(app: FastAPI) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Query
 from fastapi.exceptions import RequestValidationError
+from loguru import logger
 
 from haltline.chat_index import BadCursor
 from haltline.inputs import (
@@ -30,6 +33,7 @@ from haltline.openapi import (
     Verdict,
     errors,
 )
+from haltline.resources import Resources
 from haltline.runs import Outcome, Receipt, Run, StopReason, new_run_id
 from haltline.signals import BusUnavailable
 from haltline.stopping import stop_chat
@@ -167,10 +171,21 @@ async def delete(chat_id: ChatPath, arrival: ArrivalOf, resources: ResourcesOf) 
     return Deleted(status="deleted", chat_id=chat_id)
 
 
-async def _delete(resources: Any, run: Run) -> bool:
+async def _delete(resources: Resources, run: Run) -> bool:
     try:
-        existed: bool = await resources.store.delete(run.chat_id)
-        await resources.index.remove(run.chat_id)
+        existed = await resources.store.delete(run.chat_id)
+        with _logged(run.chat_id, "the list of chats was not told of the deletion"):
+            await resources.index.remove(run.chat_id)
     finally:
-        await resources.bus.end(run, Receipt(run.run_id, Outcome.DONE))
+        with _logged(run.chat_id, "END of a deletion not said"):  # no pulse names it from here on
+            await resources.bus.end(run, Receipt(run.run_id, Outcome.DONE))
     return existed
+
+
+@contextmanager
+def _logged(chat_id: str, what: str) -> Iterator[None]:
+    """What was asked for is done; the bus being gone now does not undo it."""
+    try:
+        yield
+    except BusUnavailable as error:
+        logger.warning("chat_id=<{}> error=<{}> | {}", chat_id, error, what)

@@ -80,8 +80,10 @@ class Execution:
                 self.receipt = await self._ended(_error_of(answer))
         except Exception as error:
             logger.exception("chat_id=<{}> run_id=<{}> | the end of the run failed", run.chat_id, run.run_id)
+            self.receipt = Receipt(run.run_id, Outcome.LOST, saved=False)
+            with contextlib.suppress(BusUnavailable):
+                await self._deps.bus.end(run, self.receipt)  # or the chat would stay busy
             self.stream.put(Failed(explain(error)))
-            self.receipt = Receipt(run.run_id, Outcome.LOST)
         finally:
             deadline.cancel()
             for task in (gate, answer):

@@ -34,6 +34,9 @@ class LocalRuns(Protocol):
     def stop_here(self, chat_id: str, run_id: str | None) -> LiveRun | None:
         """Halt a live run of this process without the bus. Returns it, None where there is none."""
 
+    async def drain(self, grace: float) -> None:
+        """Start nothing new, give live runs `grace` seconds, halt the rest, return when all have ended."""
+
 
 @dataclass(slots=True)
 class Resources:

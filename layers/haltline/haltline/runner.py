@@ -44,7 +44,7 @@ class Runner:
         self._live: dict[str, Execution] = {}  # by nonce
         self._quiet = asyncio.Event()
         self._quiet.set()
-        self._draining = False
+        self._draining: asyncio.Task[None] | None = None
 
     @property
     def live_count(self) -> int:
@@ -76,6 +76,8 @@ class Runner:
         if begun.stopped:
             run.token.stop(begun.stopped)
         execution = Execution(run, message, document, self._deps)
+        if self._draining:
+            run.token.stop(StopReason.SHUTDOWN)
         self._live[run.nonce] = execution
         self._quiet.clear()
         self._deps.metrics.live_runs.inc()
@@ -98,8 +100,15 @@ class Runner:
         return None
 
     async def drain(self, grace: float) -> None:
-        """Start nothing new; give live runs `grace` seconds, then halt them, each with its closing frame."""
-        self._draining = True
+        """Start nothing new; give live runs `grace` seconds, then halt them, each with its closing frame.
+
+        Returns when all have ended. A second call waits for the first.
+        """
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain(grace))
+        await asyncio.shield(self._draining)
+
+    async def _drain(self, grace: float) -> None:
         try:
             async with asyncio.timeout(grace):
                 await self._quiet.wait()

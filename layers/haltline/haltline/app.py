@@ -82,7 +82,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _add_service_routes(app: FastAPI) -> None:
     @app.get("/health", tags=["service"], summary="Whether stops can be delivered", responses={503: {"model": Health}})
-    @app.get("/api/v1/health", tags=["service"], include_in_schema=False)
+    @app.get("/api/v1/health", tags=["service"], summary="The same", responses={503: {"model": Health}})
     async def health(resources: ResourcesOf, response: Response) -> Health:
         """503 while the signal bus cannot be reached."""
         try:

@@ -121,14 +121,15 @@ class ChatIndex:
         Raises: BadCursor; BusUnavailable; ChatStoreError where the index had to be made again and could not.
         """
         after = _decode(cursor) if cursor else ("", "")
+        live = await self._live()  # first: it waits for runs that were told to halt, which then are in the rows
         if status == "running":
-            return await self._running(limit, after)
+            return await self._running(limit, after, live)
         chats: list[Listed] = []
         while True:
             wanted = limit - len(chats)
             count, rows = await self._rows(wanted + 1, after)
             more = len(rows) > wanted
-            live = await self._bus.live_among(r[0] for r in rows[:wanted])
+            live |= await self._bus.live_among(r[0] for r in rows[:wanted])
             for chat_id, score, messages in rows[:wanted]:
                 after = (score, chat_id)
                 if status is None or chat_id not in live:
@@ -149,12 +150,14 @@ class ChatIndex:
                     await self._rebuild(keys=KEYS, args=args[i : i + 3000])
         return 0, []  # emptied twice while we looked
 
-    async def _running(self, limit: int, after: tuple[str, str]) -> Page:
-        """The live ones are few: sort them here."""
-        count, _ = await self._rows(1, ("", ""))
+    async def _live(self) -> dict[str, str]:
         async with reachable():
             noted = [str(i) for i in await self._redis.hkeys(KEYS[2])]
-        live = await self._bus.live_among(noted)
+        return await self._bus.live_among(noted)
+
+    async def _running(self, limit: int, after: tuple[str, str], live: dict[str, str]) -> Page:
+        """The live ones are few: sort them here."""
+        count, _ = await self._rows(1, ("", ""))
         if not live:
             return Page([], count, None)
         ids = list(live)

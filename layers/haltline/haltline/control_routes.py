@@ -105,8 +105,8 @@ async def stop(
 )
 async def status(chat_id: ChatPath, resources: ResourcesOf) -> ChatStatus:
     """`new`, `idle` or `running`. A chat nobody used is `new`, not 404."""
-    document = await resources.store.load(chat_id)
     run_id = (await resources.bus.live_among([chat_id])).get(chat_id)
+    document = await resources.store.load(chat_id)
     return ChatStatus(
         chat_id=chat_id,
         status="running" if run_id else "idle" if document.version else "new",
@@ -125,6 +125,8 @@ async def status(chat_id: ChatPath, resources: ResourcesOf) -> ChatStatus:
 )
 async def messages(chat_id: ChatPath, resources: ResourcesOf) -> Messages:
     """The whole transcript, however much of it the model still sees. Stopped answers are marked."""
+    with _logged(chat_id, "the transcript may lack the end of a run"):  # what is at rest can be read without the bus
+        await resources.bus.live_among([chat_id])  # waits for a run that was told to halt
     document = await resources.store.load(chat_id)
     return Messages(chat_id=chat_id, messages=document.messages)
 
@@ -184,7 +186,7 @@ async def _delete(resources: Resources, run: Run) -> bool:
 
 @contextmanager
 def _logged(chat_id: str, what: str) -> Iterator[None]:
-    """What was asked for is done; the bus being gone now does not undo it."""
+    """For what can do without the bus."""
     try:
         yield
     except BusUnavailable as error:

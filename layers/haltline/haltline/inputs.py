@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from typing import Annotated, Any, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, HTTPException, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 from ulid import ULID
 
 from haltline.resources import Resources
@@ -78,18 +80,48 @@ class BulkStopRequest(BaseModel):
 
 def _body(adapter: TypeAdapter[Any]) -> Any:
     async def read(request: Request) -> Any:
-        """Parse strictly: Python's own parser lets NaN, lone surrogates and endless numbers pass."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            # Also what keeps a foreign page's form from sending messages: this type it cannot send unasked.
+            wrong = {"loc": ("header", "content-type"), "msg": "send application/json", "type": "content_type"}
+            raise RequestValidationError([wrong])
         raw = bytearray()
         async for chunk in request.stream():
             raw += chunk
             if len(raw) > MAX_BODY_BYTES:
                 raise HTTPException(413, f"The body is larger than {MAX_BODY_BYTES // 1024} KiB.")
         try:
-            return adapter.validate_json(bytes(raw))
+            return adapter.validate_python(_parsed(bytes(raw)))
         except ValidationError as error:
             raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from None
+        except ValueError as error:
+            wrong = {"loc": ("body",), "msg": f"the body cannot be read: {error}", "type": "json_invalid"}
+            raise RequestValidationError([wrong]) from None
 
     return read
+
+
+def _parsed(raw: bytes) -> Any:
+    """JSON by the letter: Python's own parser lets NaN, lone surrogates, deep nesting and endless numbers pass.
+
+    Raises: ValueError, which never repeats the input.
+    """
+    value = from_json(raw, allow_inf_nan=False)
+    if not _finite(value):
+        raise ValueError("a number is too large")
+    return value
+
+
+def _finite(value: Any) -> bool:
+    match value:
+        case float():
+            return math.isfinite(value)
+        case list():
+            return all(map(_finite, value))
+        case dict():
+            return all(map(_finite, value.values()))
+        case _:
+            return True
 
 
 async def read_chat_request(body: Annotated[ChatRequest, Depends(_body(TypeAdapter(ChatRequest)))]) -> ChatRequest:

@@ -15,7 +15,7 @@ class StopAnswer(BaseModel):
     """What came of a stop. Without `wait` always `accepted`: stored and sent."""
 
     chat_id: str = Field(examples=["trip-to-rome"])
-    status: Literal["accepted", "stopped", "finished", "idle", "unconfirmed"]
+    status: Literal["accepted", "stopped", "finished", "idle", "unconfirmed"] = Field(examples=["accepted"])
     message: str = Field(examples=["Stop signal sent for chat trip-to-rome. Agent will halt shortly."])
     run_id: str | None = Field(None, description="The run that ended.", examples=[RUN])
     halted_ms: float | None = Field(
@@ -29,41 +29,55 @@ class StopAnswer(BaseModel):
 class Verdict(BaseModel):
     """One chat of a bulk stop."""
 
-    chat_id: str
-    status: Literal["accepted", "stopped", "finished", "idle", "unconfirmed", "failed"]
+    chat_id: str = Field(examples=["trip-to-rome"])
+    status: Literal["accepted", "stopped", "finished", "idle", "unconfirmed", "failed"] = Field(examples=["stopped"])
 
 
 class BulkStopAnswer(BaseModel):
     """One verdict a chat, in the order asked. `failed` counts what could not be stored or confirmed."""
 
     results: list[Verdict]
-    total: int
-    successful: int
-    failed: int
+    total: int = Field(examples=[1])
+    successful: int = Field(examples=[1])
+    failed: int = Field(examples=[0])
 
 
 class ChatStatus(BaseModel):
     """`new`: nobody has used this chat."""
 
-    chat_id: str
-    status: Literal["new", "idle", "running"]
-    message_count: int
-    run_id: str | None = Field(None, description="The live run.")
+    chat_id: str = Field(examples=["trip-to-rome"])
+    status: Literal["new", "idle", "running"] = Field(examples=["idle"])
+    message_count: int = Field(examples=[4])
+    run_id: str | None = Field(None, description="The live run.", examples=[RUN])
 
 
 class Messages(BaseModel):
     """The whole transcript, oldest first."""
 
-    chat_id: str
-    messages: list[Entry]
+    chat_id: str = Field(examples=["trip-to-rome"])
+    messages: list[Entry] = Field(
+        examples=[
+            [
+                {"role": "user", "text": "Tell me a story.", "at": "2026-11-22T19:08:36.123Z", "run_id": RUN},
+                {
+                    "role": "assistant",
+                    "text": "Once upon a time",
+                    "at": "2026-11-22T19:08:37.456Z",
+                    "run_id": RUN,
+                    "stopped": True,
+                    "reason": "user",
+                },
+            ]
+        ]
+    )
 
 
 class ListedChat(BaseModel):
     """One chat of the list."""
 
-    chat_id: str
-    status: Literal["idle", "running"]
-    message_count: int
+    chat_id: str = Field(examples=["trip-to-rome"])
+    status: Literal["idle", "running"] = Field(examples=["idle"])
+    message_count: int = Field(examples=[4])
     updated_at: str = Field(description="ISO 8601, UTC.", examples=["2026-11-22T19:08:36.123Z"])
 
 
@@ -71,26 +85,26 @@ class ChatList(BaseModel):
     """A page, newest first. `count` is the number of all your chats; `next_cursor` is null on the last page."""
 
     chats: list[ListedChat]
-    count: int
-    next_cursor: str | None
+    count: int = Field(examples=[1])
+    next_cursor: str | None = Field(examples=[None])
 
 
 class Deleted(BaseModel):
     """The chat is gone."""
 
-    status: Literal["deleted"]
-    chat_id: str
+    status: Literal["deleted"] = Field(examples=["deleted"])
+    chat_id: str = Field(examples=["trip-to-rome"])
 
 
 class Health(BaseModel):
     """`degraded`, with status 503, while the signal bus cannot be reached."""
 
-    status: Literal["healthy", "degraded"]
-    redis: Literal["connected", "disconnected"]
-    replica: str
-    version: str
-    model: str
-    live_runs: int
+    status: Literal["healthy", "degraded"] = Field(examples=["healthy"])
+    redis: Literal["connected", "disconnected"] = Field(examples=["connected"])
+    replica: str = Field(examples=["replica1"])
+    version: str = Field(examples=["0.1.0"])
+    model: str = Field(examples=["amazon.nova-lite-v1:0"])
+    live_runs: int = Field(examples=[3])
 
 
 class Detail(BaseModel):

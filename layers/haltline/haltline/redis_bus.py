@@ -18,11 +18,11 @@ from redis.exceptions import RedisError
 from haltline import redis_scripts as scripts
 from haltline.redis_watch import Watch
 from haltline.runs import Arrival, Outcome, Receipt, Run, StopReason, new_run_id
-from haltline.signals import Begun, BusUnavailable, Busy, StopState, StopVerdict, Used
+from haltline.signals import WAIT_FOR_END, Begun, BusUnavailable, Busy, StopState, StopVerdict, Used
 
 COMMAND_TIMEOUT = 2.0  # seconds until a silent bus counts as gone
 RECEIPTS_KEPT = 1024
-LOOK_AGAIN = 0.25  # seconds between looks at the record of a run that is waited for, in case its receipt was missed
+LOOK_AGAIN = (0.01, 0.25)  # seconds, first and longest, between looks at a run that is waited for, if no push comes
 
 
 @asynccontextmanager
@@ -199,13 +199,15 @@ class RedisBus:
         told: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault((chat_id, run_id), [])
         waiting.append(told)
+        pause = LOOK_AGAIN[0]
         if (chat_id, run_id) in self._told:
             told.set_result(self._told[chat_id, run_id])
         try:
             while (left := deadline - asyncio.get_running_loop().time()) > 0:
-                await asyncio.wait({told}, timeout=min(left, LOOK_AGAIN))
+                await asyncio.wait({told}, timeout=min(left, pause))
                 if told.done():
                     return told.result()
+                pause = min(pause * 2, LOOK_AGAIN[1])
                 record = await self._record(chat_id)
                 last = record.get("last") or {}
                 if last.get("run_id") == run_id:
@@ -233,20 +235,28 @@ class RedisBus:
         return await self._vouched(busy.owner, busy.nonce)
 
     async def live_among(self, chat_ids: Iterable[str]) -> dict[str, str]:
-        """See `signals.SignalBus.live_among`. Two commands, however many chats."""
-        ids = list(chat_ids)
-        if not ids:
+        """See `signals.SignalBus.live_among`. Two commands, however many chats, while none is about to end."""
+        live = await self._held(list(chat_ids))
+        ending = {i: r for i, r in live.items() if r.get("closing")}
+        if ending:
+            await asyncio.gather(*(self.wait_end(i, r["run"], WAIT_FOR_END) for i, r in ending.items()))
+            live = {i: r for i, r in live.items() if i not in ending} | await self._held(list(ending))
+        return {i: r["run"] for i, r in live.items() if not r.get("delete")}
+
+    async def _held(self, chat_ids: list[str]) -> dict[str, dict[str, Any]]:
+        """The records of these chats' holders that a replica vouches for."""
+        if not chat_ids:
             return {}
         async with reachable():
-            raws = await self.redis.mget([scripts.record_key(i) for i in ids])
-            records = {i: json.loads(raw) for i, raw in zip(ids, raws, strict=True) if raw}
-            held = {i: r for i, r in records.items() if r.get("run") and not r.get("delete")}
+            raws = await self.redis.mget([scripts.record_key(i) for i in chat_ids])
+            records = {i: json.loads(raw) for i, raw in zip(chat_ids, raws, strict=True) if raw}
+            held = {i: r for i, r in records.items() if r.get("run")}
             if not held:
                 return {}
             owners = sorted({r["owner"] for r in held.values()})
             pulses = await self.redis.mget([scripts.pulse_key(o) for o in owners])
         vouched = {o: set(json.loads(p)) if p else set() for o, p in zip(owners, pulses, strict=True)}
-        return {i: r["run"] for i, r in held.items() if r["nonce"] in vouched[r["owner"]]}
+        return {i: r for i, r in held.items() if r["nonce"] in vouched[r["owner"]]}
 
     async def ping(self) -> None:
         """See `signals.SignalBus.ping`."""

@@ -13,6 +13,8 @@ from typing import Protocol
 
 from haltline.runs import Arrival, Receipt, Run, StopReason
 
+WAIT_FOR_END = 5.0  # seconds that whoever needs the chat waits for the end of a run that was told to halt
+
 
 class BusUnavailable(Exception):
     """The signal bus did not answer: nothing was begun, stored or confirmed."""
@@ -99,7 +101,10 @@ class SignalBus(Protocol):
         """Whether the holder's replica still vouches for it."""
 
     async def live_among(self, chat_ids: Iterable[str]) -> dict[str, str]:
-        """Of these chats, those with a live run, and its run id."""
+        """Of these chats, those with a live run, and its run id.
+
+        A run that was told to halt is waited for, so that whoever has seen its closing frame finds its chat at rest.
+        """
 
     async def ping(self) -> None:
         """One round trip."""

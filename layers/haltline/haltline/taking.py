@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from haltline.runs import Run, StopReason
-from haltline.signals import Begun, Busy, SignalBus, Used
-
-WAIT_FOR_END = 5.0  # seconds
+from haltline.signals import WAIT_FOR_END, Begun, Busy, SignalBus, Used
 
 
 class ChatBusy(Exception):

@@ -1,0 +1,13 @@
+"""Why a start ends."""
+
+
+class CannotStart(Exception):
+    """Something that has to be there is not.
+
+    The text is one line for the person who started it, or empty when that person has been told. `status` is the exit
+    status of the launcher.
+    """
+
+    def __init__(self, line: str, status: int = 1) -> None:
+        self.status = status
+        super().__init__(line)

@@ -1,0 +1,168 @@
+"""Fixtures of the contract tests: clients, and a second stack of replicas with settings of their own."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import redis.asyncio as redis
+
+from tests.contract.bedrock import FakeBedrock
+from tests.contract.client import http_client, new_chat, script
+from tests.stack import Replica, Stack, running_stack
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: waits for a timer of the product (leave out with -m 'not slow')")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slow tests last: what they wait for has begun with the session and is over by then."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bytecode_kept(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let replicas keep compiled modules where this machine keeps none: each start would compile them all anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.dont_write_bytecode and request.config.pluginmanager.hasplugin("cacheprovider"):
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+            patch.setenv("PYTHONPYCACHEPREFIX", str(request.config.cache.mkdir("bytecode")))
+        yield
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    async with http_client() as client:
+        yield client
+
+
+@pytest.fixture
+def one(stack: Stack) -> Replica:
+    """The replica a test speaks to."""
+    return stack.replicas[0]
+
+
+@pytest.fixture
+def other(stack: Stack) -> Replica:
+    """The other replica of the same stack."""
+    return stack.replicas[1]
+
+
+@pytest.fixture
+async def bus(stack: Stack) -> AsyncIterator[redis.Redis]:
+    """The signal bus itself, for what may be seen and done by hand there."""
+    client = redis.from_url(stack.redis_url, decode_responses=True)
+    yield client
+    await client.aclose()
+
+
+NothingChanges = Callable[[], AbstractAsyncContextManager[None]]
+
+
+@pytest.fixture
+def nothing_changes(stack: Stack, http: httpx.AsyncClient, bus: redis.Redis) -> NothingChanges:
+    """A block that leaves no chat, no stop and no file behind, changed or new."""
+
+    async def state() -> dict[str, Any]:
+        chats = await http.get(f"{stack.replicas[0].url}/api/v1/chats", params={"limit": 1})
+        files = (p for p in stack.session_dir.rglob("*") if p.is_file())
+        return {
+            "chats": chats.json(),
+            "stops": {key async for key in bus.scan_iter("stop:*", count=1000)},
+            "files": {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in files},
+        }
+
+    @asynccontextmanager
+    async def block() -> AsyncIterator[None]:
+        before = await state()
+        yield
+        assert await state() == before
+
+    return block
+
+
+@dataclass
+class Variants:
+    """Replicas over one more Valkey, each with settings of its own."""
+
+    own_agent: Replica
+    own_model: Replica
+    no_agent: Replica
+    patient: Replica
+    bedrock: Replica
+    stack: Stack
+    fake_bedrock: FakeBedrock
+
+
+@pytest.fixture(scope="session")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variants]:
+    directory = Path(tmp_path_factory.mktemp("variants"))
+    agents = "tests.contract.agents"
+    with FakeBedrock() as fake, running_stack(directory, replicas=0) as stack:
+        started = {
+            "own_agent": stack.add_replica(AGENT=f"{agents}:make"),
+            "own_model": stack.add_replica(AGENT=f"{agents}:make_later", MODEL_PROVIDER=f"{agents}:make_model"),
+            "no_agent": stack.add_replica(AGENT=f"{agents}:make_something_else"),
+            "patient": stack.add_replica(ON_DISCONNECT="continue", SHUTDOWN_GRACE="1"),
+            "bedrock": stack.add_replica(
+                MODEL_PROVIDER="bedrock",
+                BEDROCK_MODEL_ID="amazon.nova-lite-v1:0",
+                AWS_REGION="us-west-2",
+                AWS_ENDPOINT_URL_BEDROCK_RUNTIME=fake.url,
+                AWS_ACCESS_KEY_ID="test",
+                AWS_SECRET_ACCESS_KEY="test",
+                AWS_EC2_METADATA_DISABLED="true",
+                AWS_CONFIG_FILE=str(directory / "none"),
+                AWS_SHARED_CREDENTIALS_FILE=str(directory / "none"),
+                NO_PROXY="127.0.0.1",
+                no_proxy="127.0.0.1",
+            ),
+        }
+        for replica in started.values():
+            replica.wait_until_live(60)  # five at once
+        yield Variants(**started, stack=stack, fake_bedrock=fake)
+
+
+@dataclass
+class QuietRun:
+    """A run whose model is silent for 16 s: read by a thread while other tests go on."""
+
+    lines: list[tuple[float, str]]
+    thread: threading.Thread
+
+    def result(self) -> list[tuple[float, str]]:
+        """Every line of the stream, each with the seconds since the start."""
+        self.thread.join(timeout=30)
+        assert not self.thread.is_alive()
+        return self.lines
+
+
+@pytest.fixture(scope="session")
+def quiet_run(request: pytest.FixtureRequest, variants: Variants) -> QuietRun | None:
+    """None where no slow test is to run."""
+    if not any(item.get_closest_marker("slow") for item in request.session.items):
+        return None
+    url = f"{variants.patient.url}/api/v1/chat/{new_chat('quiet')}"
+    lines: list[tuple[float, str]] = []
+
+    def read() -> None:
+        message = script(chunks=["at last"], delay_ms=16_000)
+        begun = time.monotonic()
+        with (
+            httpx.Client(timeout=30, trust_env=False) as client,
+            client.stream("POST", url, json={"message": message}) as response,
+        ):
+            lines.extend((time.monotonic() - begun, line) for line in response.iter_lines())
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return QuietRun(lines, thread)

@@ -1,0 +1,72 @@
+"""CONFIGURATION.md and .env.example name every setting with the default that it has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from haltline.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+ROW = re.compile(r"^\| `([A-Z_]+)` \| (.+?) \|", re.MULTILINE)
+LINE = re.compile(r"^# ([A-Z_]+)=(.*)$", re.MULTILINE)
+OWN = {name.upper(): field for name, field in Settings.model_fields.items()}
+
+
+def default_of(name: str) -> str:
+    """A default as a person would write it into `.env`; "" where there is none to write."""
+    if OWN[name].default_factory is not None:
+        return ""
+    default = OWN[name].get_default()
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, float):
+        return f"{default:g}"
+    return "" if default is None else str(default)
+
+
+def page() -> dict[str, str]:
+    """Every setting of the page and its default as it stands there."""
+    cells = ROW.findall((ROOT / "CONFIGURATION.md").read_text(encoding="utf-8"))
+    assert len(cells) == len(dict(cells)), "a setting stands there twice"
+    return dict(cells)
+
+
+def env_example() -> dict[str, str]:
+    lines = LINE.findall((ROOT / ".env.example").read_text(encoding="utf-8"))
+    assert len(lines) == len(dict(lines)), "a setting stands there twice"
+    return dict(lines)
+
+
+def test_the_page_names_every_setting_and_no_other() -> None:
+    assert {name for name in page() if name in OWN or not name.startswith("AWS_")} == OWN.keys()
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_page_tells_the_default(name: str) -> None:
+    expected = f"`{default_of(name)}`" if default_of(name) else "unset"
+    if name == "CORS_ORIGINS":
+        expected = "empty"
+    elif name == "REPLICA_NAME":
+        expected = "the host's name"
+    assert page()[name] == expected
+
+
+def test_the_example_file_holds_every_setting_and_no_other() -> None:
+    assert env_example() == {name: default_of(name) for name in OWN}
+
+
+def test_the_example_file_sets_nothing() -> None:
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == []
+
+
+def test_the_example_file_uncommented_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in OWN:
+        monkeypatch.delenv(name, raising=False)
+    text = LINE.sub(r"\1=\2", (ROOT / ".env.example").read_text(encoding="utf-8"))
+    (tmp_path / ".env").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert Settings() == Settings(_env_file=None)

@@ -1,0 +1,97 @@
+"""The control function starts cold in front of a user who wants a stop: it must not import what only a chat needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HEAVY = ["boto3", "botocore", "mcp", "openai", "strands"]
+
+PROBE = f"""
+import json, sys
+
+found = {{}}
+
+def weigh(step):
+    found[step] = sorted({{name.partition(".")[0] for name in sys.modules}} & set({HEAVY!r}))
+"""
+
+CONTROL = """
+import asyncio
+
+import haltline.control_routes
+weigh("the routes")
+
+from haltline.bootstrap import make_resources
+weigh("the composition root")
+
+from haltline.app import make_app
+weigh("the app's module")
+
+from haltline.observability import configure_logging
+from haltline.settings import read_settings
+
+settings = read_settings()
+configure_logging(settings)
+app = make_app(make_resources(settings, serves_chat=False))
+app.openapi()
+weigh("the app")
+
+import httpx2
+
+async def ask():
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://haltline") as http:
+        assert (await http.get("/live")).status_code == 200
+        assert (await http.get("/metrics")).status_code == 200
+        assert (await http.post("/api/v1/stop/bulk", content=b"{")).status_code == 422
+        assert (await http.post("/api/v1/chat/a", content=b"{")).status_code == 405, "no chat is served"
+        for call in (http.post("/api/v1/stop/a"), http.get("/api/v1/chat/a"), http.delete("/api/v1/chat/a")):
+            assert (await call).status_code == 503, "nobody listens at that address"
+        assert (await http.get("/health")).status_code == 503
+
+asyncio.run(ask())
+weigh("answers")
+"""
+
+Weigh = Callable[[str], dict[str, list[str]]]
+
+
+@pytest.fixture
+def weighed(tmp_path: Path, pytestconfig: pytest.Config) -> Weigh:
+    """Run code in a fresh interpreter; what of the heavy packages it held at each step."""
+    environment = {**os.environ, "REDIS_URL": "unix:///nowhere/redis.sock", "MODEL_PROVIDER": "scripted"}
+    if sys.dont_write_bytecode and pytestconfig.pluginmanager.hasplugin("cacheprovider"):
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled anew each time, the imports take ten times as long
+        environment["PYTHONPYCACHEPREFIX"] = str(pytestconfig.cache.mkdir("bytecode"))  # type: ignore[union-attr]
+
+    def run(code: str) -> dict[str, list[str]]:
+        ended = subprocess.run(
+            [sys.executable, "-c", f"{PROBE}\n{code}\nprint(json.dumps(found))"],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+        found: dict[str, list[str]] = json.loads(ended.stdout.splitlines()[-1])
+        return found
+
+    return run
+
+
+def test_the_control_app_is_light_at_every_step(weighed: Weigh) -> None:
+    steps = ("the routes", "the composition root", "the app's module", "the app", "answers")
+    assert weighed(CONTROL) == {step: [] for step in steps}
+
+
+def test_the_agent_is_what_imports_strands(weighed: Weigh) -> None:
+    """The probe itself: it must see what it looks for."""
+    assert "strands" in weighed("import haltline.agent; weigh('agent')")["agent"]

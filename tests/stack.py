@@ -80,13 +80,14 @@ class Stack:
             "REPLICA_NAME": name,
             "HOST": "127.0.0.1",
             "PORT": str(port),
+            "PYTHONPATH": str(ROOT),  # for the agents and models that tests bring
             "PYTHONUNBUFFERED": "1",
         }
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [sys.executable, "-m", "haltline"],
                 env={**clean_environment(), **settings, **env},
-                cwd=ROOT,
+                cwd=self.log_dir,  # away from a developer's .env
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

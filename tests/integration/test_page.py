@@ -245,6 +245,10 @@ def running_elsewhere(api: httpx.Client, chat_id: str) -> Iterator[None]:
         yield
 
 
+def fulfilling(status: int, **headers: str) -> Callable[[Route], None]:
+    return lambda route: route.fulfill(status=status, headers=headers, json={"detail": "as the test says"})
+
+
 # ---------------------------------------------------------------- send and stop
 
 
@@ -448,6 +452,32 @@ def test_a_busy_chat_offers_to_stop_the_other_run_and_send(screen: Screen, api: 
         expect(screen.box).to_have_value("")
 
 
+def test_sending_during_an_answer_offers_to_stop_it_first(screen: Screen) -> None:
+    screen.open()
+    screen.send(script(chunks=["the first ", "never"], pace_ms=FOREVER_MS))
+    expect(screen.answer).to_contain_text("the first")
+    screen.box.fill(message := script(text="the second", pace_ms=1))
+    screen.box.press("Enter")
+    expect(screen.notice).to_contain_text("still coming")
+    expect(screen.box).to_have_value(message)
+
+    screen.page.route(CHAT_CALL, fulfilling(503))
+    screen.page.get_by_role("button", name="Stop it and send").click()
+    expect(screen.notice).to_contain_text("starts nothing that it could not stop")
+    expect(screen.box).to_have_value(message)
+    expect(screen.stop).to_have_attribute("data-state", "armed")  # the first one goes on
+    screen.page.unroute(CHAT_CALL)
+
+    screen.box.press("Enter")
+    screen.page.get_by_role("button", name="Stop it and send").click()
+    expect(screen.answer).to_contain_text("the second")
+    expect(screen.status).to_have_text("Finished")
+    answers = screen.page.get_by_role("article", name="Answer")
+    expect(answers).to_have_count(2)
+    expect(answers.first).to_contain_text("the first")
+    expect(answers.first).to_contain_text("Stopped")
+
+
 def test_delete_asks_and_deletes(screen: Screen, api: httpx.Client) -> None:
     chat_id = new_chat()
     screen.open(chat_id)
@@ -511,10 +541,6 @@ def test_many_chats_come_page_by_page(screen: Screen, api: httpx.Client) -> None
 
 
 # ---------------------------------------------------------------- refusals
-
-
-def fulfilling(status: int, **headers: str) -> Callable[[Route], None]:
-    return lambda route: route.fulfill(status=status, headers=headers, json={"detail": "as the test says"})
 
 
 REFUSALS: dict[str, Callable[[Route], None]] = {

@@ -1,8 +1,9 @@
 """The list of chats, newest first: kept in Redis so that a page costs the same however many chats there are.
 
 It is a copy: the chat documents are the truth. Where Redis has lost it, it is made again from the store.
-All three keys lie in one slot: `index:{chats}` (chat id by time of its last turn, ms), `info:{chats}` (number of
-messages) and `live:{chats}` (chats with a run when they were last written).
+All keys lie in one slot: `index:{chats}` (chat id by time of its last turn, ms), `info:{chats}` (number of
+messages) and `live:{chats}` (chats with a run when they were last written);
+`ready:{chats}` stands while the list is whole.
 """
 
 from __future__ import annotations

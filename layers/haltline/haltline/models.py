@@ -11,8 +11,6 @@ from strands.models import Model
 from haltline.scripted import ScriptedModel
 from haltline.settings import Settings, SettingsError
 
-LOCAL_MODEL_ID = "SmolLM2-135M-Instruct"
-
 
 def make_model(settings: Settings) -> Model:
     """Build the model that the settings name.
@@ -62,7 +60,7 @@ def _local(settings: Settings) -> Model:
     # Closed by no one: it lives as long as the process. One client, or each call would set up TLS anew.
     client = AsyncOpenAI(base_url=settings.local_model_url, api_key="none", max_retries=0)
     params = {"max_tokens": settings.max_output_tokens, "temperature": 0.7, "frequency_penalty": 0.4}
-    return LocalModel(client=client, model_id=LOCAL_MODEL_ID, params=params)
+    return LocalModel(client=client, model_id=settings.local_model_id, params=params)
 
 
 def _bedrock(settings: Settings) -> Model:

@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     aws_region: str = "us-west-2"
     bedrock_model_id: str = Field("amazon.nova-lite-v1:0", min_length=1)
     bedrock_temperature: float = Field(0.3, ge=0, le=1)
+    local_model_id: str = Field("SmolLM2-135M-Instruct", min_length=1)
     local_model_url: Annotated[str, AfterValidator(_http_url)] = "http://127.0.0.1:8081/v1"
     scripted_pace_ms: float = Field(20, ge=0, le=60_000, allow_inf_nan=False)
     agent: Annotated[str | None, AfterValidator(_object_path)] = None
@@ -133,7 +134,7 @@ class Settings(BaseSettings):
             ("REQUESTS_PER_MINUTE", self.requests_per_minute, 0),
         ):
             if value != usable:
-                raise ValueError(f"{name}={value} is not available in this release; use {name}={usable}")
+                raise ValueError(f"{name}={str(value).lower()} is not available in this release; use {name}={str(usable).lower()}")
         return self
 
     @staticmethod

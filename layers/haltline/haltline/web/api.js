@@ -41,11 +41,12 @@ export async function deleteChat(chatId) {
 /** Sends a message. Returns the open answer: `{replica, frames}`, `frames` an async iterable of `{event, data}`. */
 export async function openAnswer(chatId, message, runId, { ifRunning = null } = {}) {
   const query = ifRunning ? `?${new URLSearchParams({ if_running: ifRunning })}` : "";
-  const response = await call(chat(chatId) + query, { method: "POST", body: JSON.stringify({ message, run_id: runId }) });
+  const body = JSON.stringify({ message, run_id: runId });
+  const response = await call(chat(chatId) + query, { method: "POST", body });
   return { replica: response.headers.get("X-Replica"), frames: frames(response.body) };
 }
 
-/** Asks a run to halt and waits for what really happened, at most `wait` seconds. Returns the answer and its replica. */
+/** Asks a run to halt; the answer, with its replica, tells what really happened in at most `wait` seconds. */
 export async function stopChat(chatId, { runId = null, wait = 5 } = {}) {
   const query = new URLSearchParams({ wait: String(wait) });
   if (runId) query.set("run_id", runId);
@@ -86,9 +87,8 @@ async function call(path, options = {}) {
   try {
     response = await fetch(API + path, { cache: "no-store", ...options, headers });
   } catch (error) {
-    const words =
-      error.name === "TimeoutError" ? "The server did not answer in time." : "The server cannot be reached. Is it running?";
-    throw new ApiError(0, words);
+    const late = error.name === "TimeoutError";
+    throw new ApiError(0, late ? "The server did not answer in time." : "The server cannot be reached. Is it running?");
   }
   if (response.ok) return response;
   throw new ApiError(response.status, await refusal(response), { replica: response.headers.get("X-Replica") });

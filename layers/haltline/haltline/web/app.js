@@ -16,7 +16,7 @@ const chatList = new ChatList($("chat-list"), $("more"));
 const speaker = new Speaker($("spoken"));
 const narrow = matchMedia("(max-width: 820px)");
 
-const conversations = new Map(); // chat id → Conversation; kept, so that a run goes on while another chat is looked at
+const conversations = new Map(); // chat id → Conversation; kept, so that a run goes on while another is looked at
 let current = null;
 let framePending = false;
 
@@ -104,7 +104,7 @@ function renderControls() {
   else if (!stopClock) tickStopClock();
   $("send").setAttribute("aria-disabled", String(live));
   setText($("status"), statusWords());
-  $("status").dataset.outcome = run?.ended && (run.outcome === "stopped" || run.stoppedAfterMs !== null) ? "stopped" : "";
+  $("status").dataset.outcome = !live && (run?.outcome === "stopped" || run?.stoppedAfterMs > 0) ? "stopped" : "";
   if ($("message").value !== current.draft) {
     $("message").value = current.draft;
     fitMessage();

@@ -52,7 +52,8 @@ export class ChatList {
   show(current, liveIds) {
     const known = new Set(this.chats.map((chat) => chat.chat_id));
     const unsaved = liveIds.filter((id) => !known.has(id)).map((id) => ({ chat_id: id, status: "running" }));
-    const rows = [...unsaved, ...this.chats].map((chat) => ({ ...chat, live: chat.status === "running" || liveIds.includes(chat.chat_id) }));
+    const isLive = (chat) => chat.status === "running" || liveIds.includes(chat.chat_id);
+    const rows = [...unsaved, ...this.chats].map((chat) => ({ ...chat, live: isLive(chat) }));
     this.#more.hidden = this.#cursor === null;
     // Rebuilt only when it differs, so that focus inside it survives.
     const state = JSON.stringify([current, rows.map((chat) => [chat.chat_id, chat.live, when(chat.updated_at)])]);
@@ -87,7 +88,8 @@ export class ChatList {
 }
 
 function row(chat, isCurrent) {
-  const link = element("a", { href: `#${chat.chat_id}` }, element("span", { className: "name", textContent: chat.chat_id }));
+  const name = element("span", { className: "name", textContent: chat.chat_id });
+  const link = element("a", { href: `#${chat.chat_id}` }, name);
   if (isCurrent) link.setAttribute("aria-current", "page");
   if (chat.live) link.append(element("span", { className: "running", textContent: "running" }));
   else link.append(element("span", { className: "when", textContent: when(chat.updated_at) }));

@@ -16,6 +16,7 @@ export class Conversation {
 
   #draft;
   #loads = 0;
+  #replaced = null; // what `run` was before: it lives on where the new run is refused
 
   /** `fresh`: the id was made just now, so there is nothing to load. */
   constructor(id, { fresh = false } = {}) {
@@ -50,7 +51,8 @@ export class Conversation {
       if (status.status === "running" && !this.live) this.#watchElsewhere();
     } catch (error) {
       if (load !== this.#loads) return;
-      this.notice = { words: `The history could not be read. ${error.message}`, label: "Try again", act: () => this.load() };
+      const again = { label: "Try again", act: () => this.load() };
+      this.notice = { words: `The history could not be read. ${error.message}`, ...again };
     }
     this.loading = false;
     this.onchange();
@@ -71,6 +73,7 @@ export class Conversation {
     const run = new Run(this.id, message, { ifRunning });
     run.onchange = () => this.#ownRunChanged(run);
     if (ifRunning) run.onopen = () => this.#catchUp();
+    this.#replaced = this.run;
     this.run = run;
     this.fresh = false;
     this.notice = null;
@@ -139,16 +142,17 @@ export class Conversation {
     if (!this.turns.some((turn) => turn.run === run)) return;
     this.turns = this.turns.slice(0, this.turns.findIndex((turn) => turn.run === run) - 1);
     this.draft = run.message + (this.draft === "" ? "" : `\n\n${this.draft}`);
-    this.run = null;
+    const goesOn = this.#replaced?.ended === false;
+    this.run = goesOn && !this.#replaced.elsewhere ? this.#replaced : null;
+    if (this.run === null && (goesOn || run.refusal.status === 409)) this.#watchElsewhere();
     if (run.refusal.status === 409) {
       const words = run.ifRunning
         ? "The other run has not ended within 5 s. Your text is back in the box."
         : "This chat is answering already, in another window or program. Your text is back in the box.";
       this.notice = { words, ...this.#stopItAndSend };
-      this.#watchElsewhere();
     } else {
-      const again = { label: "Send again", act: () => this.send() };
-      this.notice = { words: `${run.problem} Your text is back in the box.`, ...(isLasting(run.refusal) ? {} : again) };
+      const again = isLasting(run.refusal) ? {} : { label: "Send again", act: () => this.send() };
+      this.notice = { words: `${run.problem} Your text is back in the box.`, ...again };
     }
   }
 
@@ -157,7 +161,8 @@ export class Conversation {
     if (run.stop.state === "failed") {
       this.notice = { words: `The stop was not taken. ${run.stop.problem.message} Press Stop again.` };
     } else if (run.stop.status === "unconfirmed") {
-      this.notice = { words: "The stop was sent, but nothing confirmed it within 5 s. Press Stop again if the answer goes on." };
+      const words = "The stop was sent, but nothing confirmed it within 5 s. Press Stop again if the answer goes on.";
+      this.notice = { words };
     }
   }
 
@@ -185,7 +190,8 @@ export class Conversation {
     if (this.notice?.whileLive) this.notice = null;
     await this.load();
     const last = this.turns.at(-1);
-    if (run.stoppedAfterMs !== null && last?.facts?.outcome === "stopped") last.facts = { ...last.facts, ...factsOf(run) };
+    const isIts = run.stoppedAfterMs !== null && last?.facts?.outcome === "stopped";
+    if (isIts) last.facts = { ...last.facts, ...factsOf(run) };
     this.onchange();
     this.onsettled();
   }
@@ -216,5 +222,6 @@ function isShown({ role, text, stopped, error }) {
 /** How a turn ended is for the server to say, what was measured of it for the page to remember. */
 function fromServer({ role, text, stopped, error, reason = null, run_id: runId = null }) {
   const measured = role === "assistant" && runId ? recall(`run.${runId}`) : null;
-  return { role, text, facts: { ...measured, outcome: stopped ? "stopped" : error ? "error" : null, problem: error ?? null, reason } };
+  const outcome = stopped ? "stopped" : error ? "error" : null;
+  return { role, text, facts: { ...measured, outcome, problem: error ?? null, reason } };
 }

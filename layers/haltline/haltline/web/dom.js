@@ -1,4 +1,4 @@
-/** Makes an element. `properties` that begin with `aria-` or `data-` become attributes, the others are set as they are. */
+/** Makes an element. `properties` that begin with `aria-` or `data-` become attributes, the others stay properties. */
 export function element(name, properties = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(properties)) {

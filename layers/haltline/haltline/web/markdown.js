@@ -1,4 +1,4 @@
-/** A model's Markdown to DOM nodes that can do no harm. The model is not trusted: its HTML is text, its images stay out. */
+/** A model's Markdown to DOM nodes that can do no harm: it is not trusted, its HTML is text, its images stay out. */
 
 import { Marked } from "./vendor/marked.esm.js";
 import "./vendor/purify.min.js";

@@ -1,4 +1,4 @@
-/** What outlives a reload of this tab: unsent text, and what was measured of a run. Without storage it forgets, no more. */
+/** What outlives a reload of this tab: unsent text, and what was measured of a run. Without storage it just forgets. */
 
 const PREFIX = "haltline.";
 

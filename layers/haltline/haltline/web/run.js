@@ -71,7 +71,7 @@ export function mayOpenStream() {
   return openStreams < MOST_STREAMS;
 }
 
-/** A run that this page started. Ends with an `outcome`: done, stopped, error, refused (nothing was started) or broken. */
+/** A run that this page started. It ends with an `outcome`: done, stopped, error, refused (never started) or broken. */
 export class Run extends Stoppable {
   text = "";
   opened = false;

@@ -4,7 +4,7 @@
  * https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
  */
 
-/** A frame without an `event:` line has this type, so a closing frame can never be mistaken for text or text for one. */
+/** The type of a frame without an `event:` line: text. A closing frame has one, so neither is taken for the other. */
 export const TEXT = "message";
 
 export class FrameParser {
@@ -15,7 +15,7 @@ export class FrameParser {
   #event = "";
   #data = [];
 
-  /** Returns the frames that `bytes` completes, each `{event, data}`. What the stream ends in the middle of is no frame. */
+  /** Returns the frames that `bytes` completes, each `{event, data}`. One that the stream breaks off in is none. */
   push(bytes) {
     const text = this.#decoder.decode(bytes, { stream: true });
     const frames = [];

@@ -108,7 +108,7 @@ function updateAnswer(view, turn) {
 }
 
 function ending(facts, live) {
-  const ranOn = facts.replica === null || facts.replica === undefined ? [] : [fact("Ran on", facts.replica)];
+  const ranOn = facts.replica ? [fact("Ran on", facts.replica)] : [];
   if (live) return facts.replica ? [factList([fact("Running on", facts.replica)])] : [];
   if (facts.outcome === "stopped") return [haltLine(facts), factList([...ranOn, ...stopFacts(facts)])];
   if (facts.outcome === "error" || facts.outcome === "broken") {
@@ -119,7 +119,7 @@ function ending(facts, live) {
 
 function haltLine({ stoppedAfterMs }) {
   const label = element("strong", { textContent: "Stopped" });
-  const after = stoppedAfterMs === null || stoppedAfterMs === undefined ? [] : [` after ${milliseconds(stoppedAfterMs)}`];
+  const after = typeof stoppedAfterMs === "number" ? [` after ${milliseconds(stoppedAfterMs)}`] : [];
   return element(
     "p",
     { className: "halt" },

@@ -15,6 +15,7 @@ NAME = "SmolLM2-135M-Instruct"
 # At most four answers at once, further ones wait. They share 16,384 tokens of memory (some 600 MB in all) and one chat
 # may take 8,192 of them, which is what the model was trained on.
 SLOTS, TOKENS = 4, 16_384
+CONNECTIONS = 128  # a thread each while an answer lasts, also while it waits for its turn; the default takes some ten
 PROMPT_CACHE_MIB = 256  # the default may grow to 8 GiB
 
 
@@ -35,6 +36,7 @@ def serve(model: Path, port: int, ready_fd: int, verbose: bool) -> None:
     params.model.path = str(model)
     params.n_parallel, params.n_ctx, params.kv_unified = SLOTS, TOKENS, True
     params.cache_ram_mib = PROMPT_CACHE_MIB
+    params.n_threads_http = CONNECTIONS
     # Two generating threads wait for each other at every layer: on 2 cores that gains 40 % while the machine is idle
     # and loses 60 % while it is not. Reading a prompt gains 90 % and loses nothing.
     cores = os.cpu_count() or 1

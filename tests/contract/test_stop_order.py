@@ -23,7 +23,7 @@ from tests.contract.client import (
 from tests.stack import Replica
 
 HI = script(chunks=["Hello"])
-SHORT = script(chunks=["tick "], repeat=40)
+SHORT = script(chunks=["tick "], repeat=20)
 REPLICAS = pytest.mark.parametrize("same", [True, False], ids=["one replica", "two replicas"])
 
 
@@ -47,7 +47,7 @@ async def test_a_stale_stop_does_not_touch_the_next_run(
     await clock_moves_on(bus, chat)
     for _ in range(2):
         turn = await say(http, one, chat, SHORT)
-        assert (turn.text, turn.closing) == ("tick " * 40, [DONE])
+        assert (turn.text, turn.closing) == ("tick " * 20, [DONE])
 
 
 async def test_a_stop_sent_after_a_run_ended_does_not_touch_the_next(
@@ -104,7 +104,7 @@ async def test_a_stop_stamped_before_the_message_never_touches_it(
     stop_left, message_left = stamp(3), stamp(2)
     await stop(http, one if same else other, chat, headers=stop_left)
     turn = await say(http, one, chat, SHORT, headers=message_left)
-    assert (turn.text, turn.closing) == ("tick " * 40, [DONE])
+    assert (turn.text, turn.closing) == ("tick " * 20, [DONE])
 
 
 @pytest.mark.parametrize("wait", [{}, {"wait": "0.5"}], ids=["no wait", "wait"])
@@ -118,7 +118,7 @@ async def test_a_late_stop_stamped_before_the_message_never_touches_the_live_run
         await turn.first_text()
         answer = await stop(http, one if same else other, chat, headers=stop_left, **wait)
         await turn.finish()
-    assert (turn.text, turn.closing) == ("tick " * 40, [DONE])
+    assert (turn.text, turn.closing) == ("tick " * 20, [DONE])
     assert answer["status"] != "stopped"
 
 

@@ -45,6 +45,8 @@ class Launcher:
         """
         self._watch_signals()
         with ExitStack() as stack:
+            terminal = asyncio.create_task(self._watch_terminal())
+            stack.callback(terminal.cancel)
             listener = stack.enter_context(listen(self._settings.host, self._settings.port))
             family = await Family.found()
             try:
@@ -69,7 +71,17 @@ class Launcher:
                 self._hurry.set()
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup
             loop.add_signal_handler(number, asked, number)
+
+    async def _watch_terminal(self) -> None:
+        """End with the terminal. make gets its SIGHUP alone where it leads the session, as under ssh -t, and waits."""
+        if not _in_foreground():
+            return
+        while os.isatty(0):  # noqa: ASYNC110 - nothing else tells this process
+            await asyncio.sleep(1)
+        self._end_asked.set()
 
     # ---- start
     async def _serve(self, family: Family, listener: socket.socket, stack: ExitStack) -> None:
@@ -139,6 +151,13 @@ async def _unless(event: asyncio.Event, work: Coroutine[None, None, None]) -> No
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+def _in_foreground() -> bool:
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:  # no terminal
+        return False
 
 
 async def _start(child: Child) -> None:

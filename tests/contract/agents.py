@@ -137,6 +137,3 @@ def make_something_else(model: Model) -> object:
 def make_model() -> Model:
     """A model whose name counts the calls."""
     return Parrot(f"model {next(_models)}")
-
-
-NOT_CALLABLE = 5

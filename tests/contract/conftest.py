@@ -108,27 +108,31 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variants]:
     directory = Path(tmp_path_factory.mktemp("variants"))
     agents = "tests.contract.agents"
     with FakeBedrock() as fake, running_stack(directory, replicas=0) as stack:
-        started = {
-            "own_agent": stack.add_replica(AGENT=f"{agents}:make"),
-            "own_model": stack.add_replica(AGENT=f"{agents}:make_later", MODEL_PROVIDER=f"{agents}:make_model"),
-            "no_agent": stack.add_replica(AGENT=f"{agents}:make_something_else"),
-            "patient": stack.add_replica(ON_DISCONNECT="continue", SHUTDOWN_GRACE="1"),
-            "bedrock": stack.add_replica(
-                MODEL_PROVIDER="bedrock",
-                BEDROCK_MODEL_ID="amazon.nova-lite-v1:0",
-                AWS_REGION="us-west-2",
-                AWS_ENDPOINT_URL_BEDROCK_RUNTIME=fake.url,
-                AWS_ACCESS_KEY_ID="test",
-                AWS_SECRET_ACCESS_KEY="test",
-                AWS_EC2_METADATA_DISABLED="true",
-                AWS_CONFIG_FILE=str(directory / "none"),
-                AWS_SHARED_CREDENTIALS_FILE=str(directory / "none"),
-                NO_PROXY="127.0.0.1",
-                no_proxy="127.0.0.1",
-            ),
+        settings: dict[str, dict[str, str]] = {
+            "own_agent": {"AGENT": f"{agents}:make"},
+            "own_model": {"AGENT": f"{agents}:make_later", "MODEL_PROVIDER": f"{agents}:make_model"},
+            "no_agent": {"AGENT": f"{agents}:make_something_else"},
+            "patient": {"ON_DISCONNECT": "continue", "SHUTDOWN_GRACE": "1"},
+            "bedrock": {
+                "MODEL_PROVIDER": "bedrock",
+                "BEDROCK_MODEL_ID": "amazon.nova-lite-v1:0",
+                "AWS_REGION": "us-west-2",
+                "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": fake.url,
+                "AWS_ACCESS_KEY_ID": "test",
+                "AWS_SECRET_ACCESS_KEY": "test",
+                "AWS_EC2_METADATA_DISABLED": "true",
+                "AWS_CONFIG_FILE": str(directory / "none"),
+                "AWS_SHARED_CREDENTIALS_FILE": str(directory / "none"),
+                "NO_PROXY": "127.0.0.1",
+                "no_proxy": "127.0.0.1",
+            },
         }
-        for replica in started.values():
-            replica.wait_until_live(60)  # five at once
+        started: dict[str, Replica] = {}
+        for name, env in settings.items():
+            started[name] = stack.add_replica(**env)
+            for earlier in stack.replicas[-2:-1]:  # two starting at a time: five at once starve each other
+                earlier.wait_until_live(60)
+        stack.replicas[-1].wait_until_live(60)
         yield Variants(**started, stack=stack, fake_bedrock=fake)
 
 

@@ -85,8 +85,9 @@ def take(browser: Browser, url: str, directory: Path | None) -> None:
 
     for name in ("release-notes", "weekend-plans", "reading-list"):
         earlier = new_page(browser, f"{url}#{name}")
-        say(earlier, "Hello", "Good morning.", repeat=1)
-        expect(earlier.locator("#status")).to_have_text("Finished")
+        say(earlier, "Hello", "Good morning. ")
+        expect(earlier.get_by_role("article", name="Answer")).to_contain_text("Good morning")
+        stop(earlier)
 
     page = new_page(browser, f"{url}#lighthouse-story")
     shot(page, "empty")

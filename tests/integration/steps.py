@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -23,8 +24,8 @@ class StepTurn:
         self.history: list[dict[str, Any]] = []
         self.partial = ""
 
-    def restore(self, snapshot: dict[str, Any] | None) -> None:
-        self.history = list(snapshot["data"]["messages"]) if snapshot else []
+    def restore(self, snapshot: str | None, unseen: list[dict[str, Any]]) -> None:
+        self.history = [*(json.loads(snapshot) if snapshot else []), *unseen]
 
     async def events(self, message: str, invocation_state: dict[str, Any]) -> AsyncGenerator[Text, None]:
         self.history.append({"role": "user", "content": [{"text": message}]})
@@ -50,8 +51,8 @@ class StepTurn:
     def seen(self, text: str) -> None:
         self.partial += text
 
-    def snapshot(self, message: str) -> dict[str, Any]:
-        return {"data": {"messages": repaired(self.history, self.partial)}}
+    def snapshot(self, message: str) -> str:
+        return json.dumps(repaired(self.history, self.partial))
 
 
 class StepAgents:

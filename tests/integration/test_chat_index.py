@@ -196,7 +196,6 @@ async def test_pages_hold_every_chat_once(times: dict[str, int], limit: int, ind
     assert found == [newest_first[i : i + limit] for i in range(0, len(times), limit)]
 
 
-@pytest.mark.xfail(strict=True, reason="Lua compares texts by the server's locale, Redis orders members by bytes")
 async def test_pages_under_a_server_with_a_locale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock, live: LiveRuns, store: Scanned
 ) -> None:
@@ -395,7 +394,6 @@ async def test_a_chat_written_while_the_store_is_read_is_the_newer(
     assert await index.page(10, None, None) == Page([Listed("a", 4, T0 + 9, None)], 1, None)
 
 
-@pytest.mark.xfail(strict=True, reason="what was scanned before it was deleted is put back")
 async def test_a_chat_deleted_while_the_store_is_read_stays_deleted(
     index: ChatIndex, redis: Redis, store: Scanned
 ) -> None:
@@ -411,7 +409,6 @@ async def test_many_chats_are_put_back_in_several_commands(index: ChatIndex, red
     assert await everything(index, 200) == [f"chat-{n:04}" for n in reversed(range(2500))]
 
 
-@pytest.mark.xfail(strict=True, reason="the list is said to be ready with the first of several commands")
 async def test_a_list_that_could_not_be_made_whole_is_made_again(
     index: ChatIndex, redis: Redis, store: Scanned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,7 +430,6 @@ async def test_a_list_that_could_not_be_made_whole_is_made_again(
     assert (await index.page(10, None, None)).count == 2500
 
 
-@pytest.mark.xfail(strict=True, reason="which chats have a run is not looked up when the list is made again")
 async def test_live_runs_are_listed_after_redis_was_lost(
     index: ChatIndex, redis: Redis, store: Scanned, live: LiveRuns, clock: Clock
 ) -> None:

@@ -66,7 +66,8 @@ async def test_a_chat_nobody_wrote_is_empty(store: FileChatStore, directory: Pat
 async def test_what_is_saved_is_loaded(store: FileChatStore) -> None:
     document = chat("trip", "Hello", "a\r\nb\0\u2028 é水\U0001f600 [DONE]")
     document.append("assistant", "", RUN, stopped=True, reason="user", error="")
-    document.snapshot = {"data": {"n": 1, "f": 0.1, "big": 2**70, "none": None, "list": [{}, [], True]}}
+    document.snapshot = json.dumps({"n": 1, "f": 0.1, "big": 2**70, "none": None, "list": [{}, [], True]})
+    document.unseen = [{"role": "user", "content": [{"text": "Hello"}]}]
     await store.save(document)
     loaded = await store.load("trip")
     assert loaded == document
@@ -211,24 +212,7 @@ async def test_among_processes_no_line_is_lost(store: FileChatStore, directory: 
     assert document.version == versions[-1]
 
 
-# ---- versions and time
-
-
-class Clock:
-    """Milliseconds since the epoch, as they are told it."""
-
-    def __init__(self, ms: int) -> None:
-        self.ms = ms
-
-    def time_ns(self) -> int:
-        return self.ms * 1_000_000
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock(1_800_000_000_000)
-    monkeypatch.setattr("haltline.chats.time", made)
-    return made
+# ---- versions
 
 
 async def lifetime(store: FileChatStore, saves: int) -> list[int]:
@@ -241,34 +225,9 @@ async def lifetime(store: FileChatStore, saves: int) -> list[int]:
     return versions
 
 
-async def test_a_chat_created_again_later_has_newer_versions(store: FileChatStore, clock: Clock) -> None:
-    versions = []
-    for _ in range(5):
-        versions += await lifetime(store, 20)
-        clock.ms += 20
-    assert versions == sorted(set(versions))
-
-
-@pytest.mark.xfail(strict=True, reason="a version begins at the clock's millisecond, and a save raises it faster")
-@pytest.mark.parametrize(
-    ("saves", "step_ms"),
-    [
-        pytest.param(1, 0, id="within the same millisecond"),
-        pytest.param(5, 1, id="saved faster than the clock"),
-        pytest.param(1, -1000, id="the clock was set back"),
-    ],
-)
-async def test_a_chat_created_again_at_once_repeats_no_version(
-    saves: int, step_ms: int, store: FileChatStore, clock: Clock
-) -> None:
-    versions = []
-    for _ in range(3):
-        versions += await lifetime(store, saves)
-        clock.ms += step_ms
-    if step_ms < 0:
-        clock.ms = 1_800_000_000_000
-        versions += await lifetime(store, saves)
-    assert len(versions) == len(set(versions))
+async def test_a_chat_created_again_repeats_no_version(store: FileChatStore) -> None:
+    versions = [version for _ in range(20) for version in await lifetime(store, 5)]
+    assert len(versions) == len(set(versions)) == 100
 
 
 # ---- crashes and full disks
@@ -354,7 +313,6 @@ async def test_a_store_that_is_no_directory(verb: str, tmp_path: Path) -> None:
         await (store.save(chat("trip")) if verb == "save" else getattr(store, verb)("trip"))
 
 
-@pytest.mark.xfail(strict=True, reason="a directory that cannot be listed reads as one without chats")
 async def test_a_scan_of_no_directory_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ChatStoreError):
@@ -447,48 +405,3 @@ async def test_a_chat_that_cannot_be_read_can_be_deleted(store: FileChatStore, d
     assert await store.delete("trip") is True
     await store.save(chat("trip", "anew"))
     assert texts(await store.load("trip")) == ["anew"]
-
-
-# ---- what a snapshot may hold
-
-
-def nested(depth: int) -> Any:
-    return json.loads("[" * depth + "]" * depth)
-
-
-@pytest.mark.xfail(strict=True, reason="what cannot be written as JSON leaves as another error, and a file behind")
-@pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param("\ud83d", id="half a surrogate pair"),
-        pytest.param({"\ud83d": 1}, id="half a pair as a name"),
-        pytest.param(nested(300), id="300 levels"),
-    ],
-)
-async def test_a_document_that_cannot_be_written_is_a_store_error(
-    value: Any, store: FileChatStore, directory: Path
-) -> None:
-    """A model may say any of these in a tool's input; the run must still end in order."""
-    document = chat("trip", "Hello")
-    await store.save(document)
-    before = files(directory)
-    document.snapshot = {"value": value}
-    with pytest.raises(ChatStoreError):
-        await store.save(document)
-    assert files(directory) == before
-
-
-@pytest.mark.xfail(strict=True, reason="more can be written than can be read back")
-@pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param(nested(220), id="220 levels"),
-        pytest.param(10**4400, id="an integer of 4,401 digits"),
-        pytest.param(float("inf"), id="infinity"),
-    ],
-)
-async def test_what_can_be_saved_can_be_loaded(value: Any, store: FileChatStore) -> None:
-    document = chat("trip", "Hello")
-    document.snapshot = {"value": value}
-    await store.save(document)
-    assert await store.load("trip") == document

@@ -200,6 +200,16 @@ def test_a_taken_port_ends_the_start_with_one_line(running: tuple[Launched, str]
     assert refused(tmp_path, "--model", "scripted", "--port", port) == (2, expected)
 
 
+def test_nobody_outlives_a_launcher_that_is_killed(running: tuple[Launched, str]) -> None:
+    launcher, url = running  # for the last time
+    assert serving(url)
+    os.kill(launcher.process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while left := launcher.left():  # polled: processes of another parent give no event to wait for
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
+
+
 # ---- the end
 def test_ctrl_c_closes_live_streams_and_leaves_nothing(tmp_path: Path) -> None:
     with launched(tmp_path, "--model", "scripted", "--replicas", "2", SHUTDOWN_GRACE="0.2") as launcher:
@@ -227,16 +237,6 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
             launcher.interrupt()
             assert launcher.ended() == 0
         assert launcher.left() == []
-
-
-def test_nobody_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
-    with launched(tmp_path, "--model", "scripted", "--replicas", "1") as launcher:
-        launcher.url()
-        os.kill(launcher.process.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 5
-        while left := launcher.left():  # polled: processes of another parent give no event to wait for
-            assert time.monotonic() < deadline, left
-            time.sleep(0.01)
 
 
 # ---- what it is told
@@ -290,7 +290,7 @@ def test_a_wrong_setting_ends_the_start_with_one_line(
 
 @pytest.mark.skipif(not find_model(), reason="no wheels of the local model for this platform")
 def test_the_local_model_answers_and_is_stopped(tmp_path: Path) -> None:
-    with launched(tmp_path, "--replicas", "2") as launcher:  # the local model is the default
+    with launched(tmp_path, "--replicas", "1") as launcher:  # the local model is the default
         url = launcher.url()
         with chat(url, "Tell me a very long story about a lighthouse keeper.") as lines, client() as other:
             verdict = other.post(f"{url}/api/v1/stop/a", params={"wait": 5}).json()

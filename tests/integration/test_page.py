@@ -18,7 +18,17 @@ from uuid import uuid4
 
 import httpx2 as httpx
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Request, Response, Route, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    Request,
+    Response,
+    Route,
+    expect,
+    sync_playwright,
+)
 
 from tests.stack import Stack
 
@@ -189,15 +199,25 @@ class Screen:
         return self.page.locator("#title").inner_text()
 
 
+def new_context(browser: Browser, **options: Any) -> BrowserContext:
+    context = browser.new_context(**{"viewport": {"width": 1100, "height": 760}, **options})
+    context.set_default_timeout(15_000)
+    return context
+
+
+@pytest.fixture(scope="module")
+def shared_context(browser: Browser) -> BrowserContext:
+    """For speed: what the page remembers it remembers by the tab, and each screen is a tab of its own."""
+    return new_context(browser)
+
+
 @pytest.fixture
-def screens(browser: Browser, door: Door) -> Iterator[Callable[..., Screen]]:
+def screens(browser: Browser, shared_context: BrowserContext, door: Door) -> Iterator[Callable[..., Screen]]:
     """Makes screens. None may end with a complaint in its console but of the refusals that its test is about."""
     made: list[Screen] = []
 
     def make(url: str = "", **options: Any) -> Screen:
-        context = browser.new_context(**{"viewport": {"width": 1100, "height": 760}, **options})
-        context.set_default_timeout(15_000)
-        page = context.new_page()
+        page = (new_context(browser, **options) if options else shared_context).new_page()
         screen = Screen(page, url or door.url)
         made.append(screen)
         page.add_init_script(
@@ -217,7 +237,7 @@ def screens(browser: Browser, door: Door) -> Iterator[Callable[..., Screen]]:
 
     yield make
     for screen in made:
-        screen.page.context.close()
+        (screen.page if screen.page.context is shared_context else screen.page.context).close()
     assert [trouble for screen in made for trouble in screen.troubles] == []
 
 
@@ -593,7 +613,8 @@ def test_unsent_text_survives_a_reload(screen: Screen) -> None:
     expect(screen.box).to_have_value("not sent yet")
 
 
-def test_a_degraded_server_is_told_until_it_is_well(screen: Screen) -> None:
+def test_a_degraded_server_is_told_until_it_is_well(screens: Callable[..., Screen]) -> None:
+    screen = screens(locale="en-GB")  # an option of its own, as the clock is the whole context's
     health = re.compile(r"/api/v1/health$")
     screen.page.clock.install()
     screen.page.route(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Bench:
     async def history(self) -> list[tuple[str, str]]:
         snapshot = (await self.store.load(self.chat)).snapshot
         assert snapshot is not None
-        return [(m["role"], m["content"][0]["text"]) for m in snapshot["data"]["messages"]]
+        return [(m["role"], m["content"][0]["text"]) for m in json.loads(snapshot)]
 
 
 async def soon(event: asyncio.Event) -> None:

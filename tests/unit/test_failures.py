@@ -156,7 +156,6 @@ def test_a_response_of_another_library_is_not_taken_for_aws() -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="a message of several lines is passed on as it is")
 @pytest.mark.parametrize(
     "error",
     [

@@ -116,7 +116,6 @@ def test_libraries_end_in_the_same_place(capsys: pytest.CaptureFixture[str]) -> 
     ]
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="a level that loguru does not know is handed to it by name")
 def test_a_library_with_a_level_of_its_own_is_not_brought_down(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(settings_of())
     logging.addLevelName(25, "NOTICE")
@@ -127,7 +126,6 @@ def test_a_library_with_a_level_of_its_own_is_not_brought_down(capsys: pytest.Ca
     assert len(log_of(capsys)) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="line ends in a value or in a library's message are written as they are")
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"], ids=["LF", "CR", "CRLF"])
 def test_a_line_end_in_a_value_does_not_forge_a_line(end: str, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(settings_of())
@@ -242,7 +240,6 @@ async def test_a_failed_request_names_the_replica_and_hides_the_error(capsys: py
     assert "RuntimeError: no" in "\n".join(log_of(capsys))
 
 
-@pytest.mark.xfail(strict=True, reason="the line of a failed request shows the path as it is")
 async def test_a_failed_request_does_not_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(settings_of())
     async with client_of(Edge(broken, "replica1")) as http:

@@ -27,11 +27,8 @@ def answer(text: str, run_id: str, **marks: Any) -> dict[str, Any]:
     return {"role": "assistant", "text": text, "run_id": run_id, **marks}
 
 
-def snapshot(*messages: tuple[str, str], **more: Any) -> dict[str, Any]:
-    return {
-        "schema_version": "1.0",
-        "data": {"messages": [{"role": role, "content": [{"text": text}]} for role, text in messages], **more},
-    }
+def messages(*said: tuple[str, str]) -> list[dict[str, Any]]:
+    return [{"role": role, "content": [{"text": text}]} for role, text in said]
 
 
 def close(document: ChatDocument, message: str, text: str, run_id: str, **how: Any) -> None:
@@ -42,9 +39,9 @@ def test_a_turn_is_two_lines() -> None:
     document = ChatDocument(chat_id="trip")
     open_turn(document, "Hello", R1)
     assert lines(document) == [asked("Hello", R1)]
-    close(document, "Hello", "Hi!", R1, snapshot=snapshot(("user", "Hello"), ("assistant", "Hi!")))
+    close(document, "Hello", "Hi!", R1, snapshot="the agent's")
     assert lines(document) == [asked("Hello", R1), answer("Hi!", R1)]
-    assert document.snapshot == snapshot(("user", "Hello"), ("assistant", "Hi!"))
+    assert (document.snapshot, document.unseen) == ("the agent's", [])
 
 
 def test_a_line_tells_when_it_was_written() -> None:
@@ -116,40 +113,33 @@ def test_two_replicas_died_in_a_row() -> None:
 # ---- what the model is told where its agent could not say
 
 
-FIRST = [("user", "Hello"), ("assistant", "Hi!")]
-
-
 @pytest.mark.parametrize(
-    ("text", "known"),
+    ("text", "answer"),
     [
-        pytest.param("", [*FIRST, ("user", "More"), ("assistant", STOPPED_NOTE)], id="stopped before any text"),
-        pytest.param("Well", [*FIRST, ("user", "More"), ("assistant", "Well")], id="stopped in the text"),
+        pytest.param("", STOPPED_NOTE, id="stopped before any text"),
+        pytest.param("Well", "Well", id="stopped in the text"),
     ],
 )
-def test_a_turn_without_a_snapshot_is_told_to_the_model(text: str, known: list[tuple[str, str]]) -> None:
-    document = ChatDocument(chat_id="trip", snapshot=snapshot(*FIRST, state={"kept": 1}))
+@pytest.mark.parametrize("before", [None, "the agent's"], ids=["first turn", "later turn"])
+def test_a_turn_whose_agent_never_ran_is_told_to_the_next(before: str | None, text: str, answer: str) -> None:
+    document = ChatDocument(chat_id="trip", snapshot=before)
     open_turn(document, "More", R1)
     close(document, "More", text, R1, stopped=True, reason="user")
-    assert document.snapshot == snapshot(*known, state={"kept": 1})
+    assert document.snapshot == before
+    assert document.unseen == messages(("user", "More"), ("assistant", answer))
 
 
-def test_a_lost_turn_is_told_to_the_model() -> None:
-    document = ChatDocument(chat_id="trip", snapshot=snapshot(*FIRST))
+def test_several_turns_whose_agent_never_ran() -> None:
+    document = ChatDocument(chat_id="trip")
     open_turn(document, "Lost", R1)
     open_turn(document, "Next", R2)
-    assert document.snapshot == snapshot(*FIRST, ("user", "Lost"), ("assistant", STOPPED_NOTE))
+    close(document, "Next", "", R2, stopped=True)
+    note = ("assistant", STOPPED_NOTE)
+    assert document.unseen == messages(("user", "Lost"), note, ("user", "Next"), note)
 
 
-def test_a_new_chat_without_a_snapshot_stays_without() -> None:
-    document = ChatDocument(chat_id="trip")
-    open_turn(document, "Hello", R1)
-    close(document, "Hello", "", R1, stopped=True, reason="user")
-    assert document.snapshot is None
-
-
-def test_a_new_snapshot_replaces_the_old_one() -> None:
-    document = ChatDocument(chat_id="trip", snapshot=snapshot(*FIRST))
+def test_a_new_snapshot_replaces_the_old_one_and_what_it_had_not_seen() -> None:
+    document = ChatDocument(chat_id="trip", snapshot="old", unseen=messages(("user", "a"), ("assistant", "b")))
     open_turn(document, "More", R1)
-    newest = snapshot(*FIRST, ("user", "More"), ("assistant", "Well."))
-    close(document, "More", "Well.", R1, snapshot=newest)
-    assert document.snapshot == newest
+    close(document, "More", "Well.", R1, snapshot="new")
+    assert (document.snapshot, document.unseen) == ("new", [])

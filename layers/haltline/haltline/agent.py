@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import warnings
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -14,7 +15,7 @@ from strands.types._snapshot import Snapshot
 from strands.types.session import decode_bytes_values, encode_bytes_values
 
 from haltline import default_agent
-from haltline.events import Text, TextJoiner
+from haltline.events import Text, TextJoiner, valid_text
 from haltline.history import repaired
 from haltline.models import load_object, make_model
 from haltline.settings import Settings
@@ -38,17 +39,17 @@ class AgentTurn:
         self.closes_upstream = closes_upstream
         self.stopped_itself = False
 
-    def restore(self, snapshot: dict[str, Any] | None) -> None:
-        """Give the agent what it knew at the end of the last turn."""
-        if snapshot is None:
-            return
-        kept = Snapshot.from_dict(decode_bytes_values(snapshot))
-        try:
-            self._agent.load_snapshot(kept)
-        except ValueError as error:  # the agent's conversation manager is another class than the one that was saved
-            logger.warning("error=<{}> | the conversation manager's state was dropped", error)
-            kept.data.pop("conversation_manager_state", None)
-            self._agent.load_snapshot(kept)
+    def restore(self, snapshot: str | None, unseen: list[dict[str, Any]]) -> None:
+        """Give the agent what it knew at the end of its last turn, and the messages since then."""
+        if snapshot is not None:
+            kept = Snapshot.from_dict(decode_bytes_values(json.loads(snapshot)))
+            try:
+                self._agent.load_snapshot(kept)
+            except ValueError as error:  # the agent's conversation manager is another class than the one that was saved
+                logger.warning("error=<{}> | the conversation manager's state was dropped", error)
+                kept.data.pop("conversation_manager_state", None)
+                self._agent.load_snapshot(kept)
+        self._agent.messages.extend(unseen)  # type: ignore[arg-type]
 
     async def events(self, message: str, invocation_state: dict[str, Any]) -> AsyncGenerator[Text, None]:
         """Run the agent on the user's message. Ends when the agent does; raises what the agent raises."""
@@ -77,13 +78,14 @@ class AgentTurn:
         if reason == "interrupt":
             raise AgentError("The agent asked for a person's decision (an interrupt), which this chat cannot give.")
 
-    def snapshot(self, message: str) -> dict[str, Any]:
+    def snapshot(self, message: str) -> str:
         """The agent's state with a history that the next call accepts, wherever the run ended on `message`."""
         history: Any = list(self._agent.messages)
         if len(history) == len(self._restored) and all(a is b for a, b in zip(history, self._restored, strict=True)):
             history.append({"role": "user", "content": [{"text": message}]})  # halted before the agent took it in
         self._agent.messages = repaired(history, "".join(self._partial))  # type: ignore[assignment]
-        return dict(encode_bytes_values(self._agent.take_snapshot(preset="session").to_dict()))
+        taken = encode_bytes_values(self._agent.take_snapshot(preset="session").to_dict())
+        return valid_text(json.dumps(taken, ensure_ascii=False))
 
 
 class AgentSource:

@@ -3,7 +3,7 @@
 It is a copy: the chat documents are the truth. Where Redis has lost it, it is made again from the store.
 All keys lie in one slot: `index:{chats}` (chat id by time of its last turn, ms), `info:{chats}` (number of
 messages) and `live:{chats}` (chats with a run when they were last written);
-`ready:{chats}` stands while the list is whole.
+`ready:{chats}` stands while the list is whole, and `gone:{chats}` names what was deleted while it was not.
 """
 
 from __future__ import annotations
@@ -22,28 +22,39 @@ from haltline.chats import ChatStore
 from haltline.redis_bus import reachable
 from haltline.signals import SignalBus
 
-KEYS = ["index:{chats}", "info:{chats}", "live:{chats}", "ready:{chats}"]
+KEYS = ["index:{chats}", "info:{chats}", "live:{chats}", "ready:{chats}", "gone:{chats}"]
+REBUILD_AT_ONCE = 1000  # chats
 
 # ARGV: chat, messages, time ms, '1' | '' live
 _PUT = """
 redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
+redis.call('SREM', KEYS[5], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 if ARGV[4] == '1' then redis.call('HSET', KEYS[3], ARGV[1], '1') else redis.call('HDEL', KEYS[3], ARGV[1]) end
 """
 _REMOVE = """
 redis.call('ZREM', KEYS[1], ARGV[1]); redis.call('HDEL', KEYS[2], ARGV[1]); redis.call('HDEL', KEYS[3], ARGV[1])
+if redis.call('EXISTS', KEYS[4]) == 0 then -- whoever makes the list again may have seen the chat before it was deleted
+  redis.call('SADD', KEYS[5], ARGV[1]); redis.call('EXPIRE', KEYS[5], 600)
+end
 """
 # ARGV: limit, score and id of the last chat of the page before ('' for the first page). Newest first; of two chats of
 # one millisecond the greater id comes first, as Redis orders them.
 _PAGE = """
 if redis.call('EXISTS', KEYS[4]) == 0 then return false end
+local function not_before(a, b) -- by bytes, as ZRANGE orders; Lua's own comparison is the server's locale's
+  for i = 1, math.min(#a, #b) do
+    if string.byte(a, i) ~= string.byte(b, i) then return string.byte(a, i) > string.byte(b, i) end
+  end
+  return #a >= #b
+end
 local page, limit, offset = {}, tonumber(ARGV[1]), 0
 local top = ARGV[2] ~= '' and ARGV[2] or '+inf'
 while #page < limit do
   local got = redis.call('ZRANGE', KEYS[1], top, '-inf', 'BYSCORE', 'REV', 'LIMIT', offset, limit, 'WITHSCORES')
   if #got == 0 then break end
   for i = 1, #got, 2 do
-    local seen = ARGV[2] ~= '' and tonumber(got[i + 1]) == tonumber(ARGV[2]) and got[i] >= ARGV[3]
+    local seen = ARGV[2] ~= '' and tonumber(got[i + 1]) == tonumber(ARGV[2]) and not_before(got[i], ARGV[3])
     if not seen and #page < limit then
       table.insert(page, {got[i], got[i + 1], redis.call('HGET', KEYS[2], got[i]) or '0'})
     end
@@ -52,14 +63,15 @@ while #page < limit do
 end
 return {redis.call('ZCARD', KEYS[1]), cjson.encode(page)}
 """
-# ARGV: [chat, messages, time ms]... What the index knows already is newer.
+# ARGV: '1' for the last part | '', then [chat, messages, time ms]... What the index knows already is newer.
 _REBUILD = """
-for i = 1, #ARGV, 3 do
-  if redis.call('ZADD', KEYS[1], 'NX', ARGV[i + 2], ARGV[i]) == 1 then
+for i = 2, #ARGV, 3 do
+  local gone = redis.call('SISMEMBER', KEYS[5], ARGV[i]) == 1
+  if not gone and redis.call('ZADD', KEYS[1], 'NX', ARGV[i + 2], ARGV[i]) == 1 then
     redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
   end
 end
-redis.call('SET', KEYS[4], '1')
+if ARGV[1] == '1' then redis.call('SET', KEYS[4], '1') end
 """
 
 
@@ -145,10 +157,18 @@ class ChatIndex:
             if answer is not None:
                 return int(answer[0]), [tuple(row) for row in json.loads(answer[1])]
             found = await self._store.scan()
-            args = [str(x) for chat_id, messages, at in found for x in (chat_id, messages, int(at * 1000))]
             async with reachable():
-                for i in range(0, max(len(args), 1), 3000):
-                    await self._rebuild(keys=KEYS, args=args[i : i + 3000])
+                for i in range(0, max(len(found), 1), REBUILD_AT_ONCE):
+                    part = [
+                        x
+                        for chat, messages, at in found[i : i + REBUILD_AT_ONCE]
+                        for x in (chat, messages, int(at * 1000))
+                    ]
+                    last = i + REBUILD_AT_ONCE >= len(found)
+                    await self._rebuild(keys=KEYS, args=["1" if last else "", *part])
+            if live := await self._bus.live_among(chat for chat, _, _ in found):
+                async with reachable():
+                    await self._redis.hset(KEYS[2], mapping=dict.fromkeys(live, "1"))
         return 0, []  # emptied twice while we looked
 
     async def _live(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import time
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -40,7 +40,8 @@ class ChatDocument(BaseModel):
     version: int = 0
     chat_id: str
     messages: list[Entry] = Field(default_factory=list)
-    snapshot: dict[str, Any] | None = None
+    snapshot: str | None = None  # the agent's own, as JSON text: only the agent reads it
+    unseen: list[dict[str, Any]] = Field(default_factory=list)  # messages since then, of turns whose agent never ran
 
     def append(self, role: str, text: str, run_id: str, **marks: Any) -> None:
         """Add a line to the transcript; `marks` that are false or None are left out."""
@@ -50,7 +51,8 @@ class ChatDocument(BaseModel):
 
     def next_version(self) -> int:
         """The version that a save of this document gets."""
-        return self.version + 1 if self.version else time.time_ns() // 1_000_000
+        # A new chat begins at random: one that was deleted and made again must not come upon an old version.
+        return self.version + 1 if self.version else secrets.randbits(62) + 1
 
 
 class VersionConflict(Exception):
@@ -129,7 +131,7 @@ class FileChatStore:
                     out.flush()
                     os.fsync(out.fileno())
                 fresh.replace(path)
-            except OSError:
+            except BaseException:
                 fresh.unlink(missing_ok=True)
                 raise
             document.version = version
@@ -143,7 +145,13 @@ class FileChatStore:
 
     def _scan(self) -> list[tuple[str, int, float]]:
         found = []
-        for path in self._directory.glob("*.json"):
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ChatStoreError(f"the session store cannot be listed: {error.strerror or error}") from error
+        for path in (self._directory / name for name in names if name.endswith(".json")):
             try:
                 document = ChatDocument.model_validate(from_json(path.read_bytes()))
                 found.append((document.chat_id, len(document.messages), path.stat().st_mtime))

@@ -28,7 +28,7 @@ def clock(timezone: str = "UTC") -> str:
     """
     try:
         return datetime.now(ZoneInfo(timezone)).strftime("%A, %d %B %Y, %H:%M:%S %Z")
-    except (ZoneInfoNotFoundError, ValueError):
+    except (ZoneInfoNotFoundError, ValueError, OSError):
         return f"Unknown time zone {timezone!r}; use an IANA name such as Europe/Zurich."
 
 

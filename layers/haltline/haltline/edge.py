@@ -44,7 +44,7 @@ class Edge:
             await self._app(scope, receive, named)
         except Exception:
             # Caught here and not by Starlette's outermost layer, whose answer would not name the replica.
-            logger.exception("method=<{}> path=<{}> | request failed", scope["method"], scope["path"])
+            logger.exception("method=<{}> path=<{}> | request failed", *_what(scope))
             if not status:
                 await _internal_error(scope, receive, named)
         finally:

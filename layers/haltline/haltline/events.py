@@ -34,6 +34,11 @@ Closing: TypeAlias = Done | Stopped | Failed
 Event: TypeAlias = Text | Closing
 
 
+def valid_text(text: str) -> str:
+    """`text` as it can be written in UTF-8: surrogate pairs become one character, a half alone U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 class TextJoiner:
     """Makes valid text of a model's chunks: a surrogate pair split over two chunks becomes one character.
 
@@ -51,7 +56,7 @@ class TextJoiner:
         chunk, self._half = self._half + chunk, ""
         if chunk and "\ud800" <= chunk[-1] <= "\udbff":
             chunk, self._half = chunk[:-1], chunk[-1]
-        return chunk.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return valid_text(chunk)
 
     def flush(self) -> str:
         """What was still held back, at the end."""

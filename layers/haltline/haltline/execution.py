@@ -95,7 +95,7 @@ class Execution:
         run = self.run
         await asyncio.shield(opening)
         turn = await self._deps.agents.make()
-        turn.restore(self._document.snapshot)
+        turn.restore(self._document.snapshot, self._document.unseen)
         self._turn = turn
         state = {"chat_id": run.chat_id, "run_id": run.run_id, "principal": None}
         async with contextlib.aclosing(turn.events(self._message, state)) as events:

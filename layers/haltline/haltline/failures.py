@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from haltline.events import valid_text
+
 _BY_NAME = {
     "ModelThrottledException": "The model provider is throttling requests. Try again in a moment.",
     "ContextWindowOverflowException": "The conversation is too long for this model. Start a new chat.",
@@ -35,6 +37,10 @@ _SAID_AS_THEY_ARE = {"AgentError", "ChatStoreError", "ScriptedFailure"}
 
 def explain(error: BaseException) -> str:
     """One line for the `[ERROR]` frame. What is not known is named by its type; the log has the rest."""
+    return valid_text(" ".join(_explanation(error).split()))
+
+
+def _explanation(error: BaseException) -> str:
     for cause in _causes(error):
         name = type(cause).__name__
         if name in _SAID_AS_THEY_ARE:

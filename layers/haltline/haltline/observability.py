@@ -23,7 +23,8 @@ class _ToLoguru(logging.Handler):
     """Libraries log by the standard module; they end in the same place."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        level: str | int = record.levelname if record.levelname in logging.getLevelNamesMapping() else record.levelno
+        known = record.levelname in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+        level: str | int = record.levelname if known else record.levelno
         logger.opt(depth=6, exception=record.exc_info).log(level, "logger=<{}> | {}", record.name, record.getMessage())
 
 
@@ -49,8 +50,10 @@ def configure_logging(settings: Settings) -> None:
 
 
 def _line(record: Record) -> str:
+    # One line, whatever a value holds: a line end in it could forge the next entry.
+    record["extra"]["line"] = record["message"].replace("\r", "\\r").replace("\n", "\\n")
     exception = "\n{exception}" if record["exception"] else ""
-    return "{time:YYYY-MM-DDTHH:mm:ss.SSS!UTC}Z {level: <7} {extra[replica]} | {message}" + exception + "\n"
+    return "{time:YYYY-MM-DDTHH:mm:ss.SSS!UTC}Z {level: <7} {extra[replica]} | {extra[line]}" + exception + "\n"
 
 
 class Metrics:

@@ -100,9 +100,11 @@ def script_of(message: str) -> dict[str, Any]:
     script: dict[str, Any] = {"text": _answer(message)}
     if mark:
         try:
-            script = dict(json.loads(rest))
-        except (ValueError, TypeError) as error:
+            script = json.loads(rest)
+        except (ValueError, RecursionError) as error:
             raise ScriptedFailure(f"the script after {MARK.strip()} is not a JSON object: {error}") from None
+        if not isinstance(script, dict):
+            raise ScriptedFailure(f"the script after {MARK.strip()} is not a JSON object")
     if "chunks" not in script:
         script["chunks"] = _words(str(script.get("text", "")))
     return script

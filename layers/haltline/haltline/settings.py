@@ -134,7 +134,9 @@ class Settings(BaseSettings):
             ("REQUESTS_PER_MINUTE", self.requests_per_minute, 0),
         ):
             if value != usable:
-                raise ValueError(f"{name}={str(value).lower()} is not available in this release; use {name}={str(usable).lower()}")
+                raise ValueError(
+                    f"{name}={str(value).lower()} is not available in this release; use {name}={str(usable).lower()}"
+                )
         return self
 
     @staticmethod
@@ -173,7 +175,7 @@ def read_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise SettingsError("; ".join(_line(e) for e in error.errors())) from None
+        raise SettingsError(" ".join("; ".join(map(_line, error.errors())).split())) from None
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -197,6 +199,8 @@ def _line(error: Any) -> str:
     name = str(error["loc"][0]).upper()
     value = error.get("input")
     shown = (
-        "" if name in ("REDIS_URL", "API_KEYS") or not isinstance(value, str | int | float) else f"={str(value)[:60]!r}"
+        ""
+        if name in ("REDIS_URL", "REDIS_AUTH", "API_KEYS") or not isinstance(value, str | int | float)
+        else f"={str(value)[:60]!r}"
     )
     return f"{name}{shown}: {message[:1].lower()}{message[1:]}"

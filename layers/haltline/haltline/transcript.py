@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from haltline.chats import ChatDocument
 from haltline.history import repaired
 
@@ -22,7 +20,7 @@ def close_turn(
     text: str,
     run_id: str,
     *,
-    snapshot: dict[str, Any] | None,
+    snapshot: str | None,
     stopped: bool,
     reason: str = "",
     error: str = "",
@@ -42,16 +40,15 @@ def _close(
     text: str,
     run_id: str,
     *,
-    snapshot: dict[str, Any] | None,
+    snapshot: str | None,
     stopped: bool,
     reason: str,
     error: str,
 ) -> None:
     document.append("assistant", text, run_id, stopped=stopped, reason=reason, error=error)
     if snapshot is not None:
-        document.snapshot = snapshot
-    elif document.snapshot is not None:
-        # The model must know of the message too, or it would wonder at the next one.
-        data = document.snapshot["data"]
+        document.snapshot, document.unseen = snapshot, []
+    else:
+        # The model must know of the turn too, or it would wonder at the next one.
         asked = {"role": "user", "content": [{"text": message}]}
-        document.snapshot["data"] = {**data, "messages": repaired([*data["messages"], asked], text)}
+        document.unseen = repaired([*document.unseen, asked], text)

@@ -108,7 +108,7 @@ def clean_environment() -> dict[str, str]:
 @contextlib.contextmanager
 def running_stack(directory: Path, replicas: int = 2, **env: str) -> Iterator[Stack]:
     """Start Valkey and `replicas` replicas below `directory`; end them all on the way out."""
-    valkey = ValkeyServer(data_dir=directory / "valkey", persist=True, appendonly="yes")
+    valkey = ValkeyServer(port=free_port(), data_dir=directory / "valkey", persist=True, appendonly="yes")
     valkey.start()
     stack = Stack(f"redis://127.0.0.1:{valkey.port}/0", directory / "sessions", directory, valkey)
     try:

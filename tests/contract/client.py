@@ -237,6 +237,10 @@ async def status_of(http: httpx.AsyncClient, replica: Replica, chat_id: str) -> 
     return answer.json()
 
 
+async def is_idle(http: httpx.AsyncClient, replica: Replica, chat_id: str) -> bool:
+    return (await status_of(http, replica, chat_id))["status"] == "idle"
+
+
 async def messages_of(http: httpx.AsyncClient, replica: Replica, chat_id: str) -> list[dict[str, Any]]:
     """The transcript, each entry cut down to what the contract names."""
     answer = await http.get(f"{chat_url(replica, chat_id)}/messages")

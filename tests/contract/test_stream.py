@@ -22,7 +22,6 @@ from tests.contract.client import (
     sending,
     status_of,
 )
-from tests.contract.conftest import QuietRun
 from tests.stack import Replica
 
 
@@ -191,18 +190,6 @@ async def test_a_chat_goes_on_after_an_error(http: httpx.AsyncClient, one: Repli
     turn = await say(http, other, chat, message)
     assert (turn.text, turn.closing) == ("fine", [DONE])
     assert (await messages_of(http, one, chat))[-2:] == said(message, "fine")
-
-
-@pytest.mark.slow
-def test_silence_is_filled_with_a_ping_every_15_seconds(quiet_run: QuietRun) -> None:
-    lines = quiet_run.result()
-    pings = [at for at, line in lines if line == ": ping"]
-    assert len(pings) == 1
-    assert 14 < pings[0] < 16.5
-    stream = EventStream()
-    events = stream.feed("".join(f"{line}\n" for _, line in lines).encode())
-    assert [(e.event, e.data) for e in events] == [(None, "at last"), DONE]
-    assert stream.comments == ["ping"]
 
 
 READINGS = {

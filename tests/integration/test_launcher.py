@@ -293,6 +293,8 @@ def test_the_local_model_answers_and_is_stopped(tmp_path: Path) -> None:
     with launched(tmp_path, "--replicas", "1") as launcher:  # the local model is the default
         url = launcher.url()
         with chat(url, "Tell me a very long story about a lighthouse keeper.") as lines, client() as other:
+            for _ in range(5):
+                assert next(lines).startswith("data: ")
             verdict = other.post(f"{url}/api/v1/stop/a", params={"wait": 5}).json()
             assert verdict["status"] == "stopped"
             assert list(lines)[-2:] == ["event: stopped", "data: [STOPPED]"]

@@ -18,6 +18,7 @@ from haltline import redis_scripts as scripts
 from haltline.redis_bus import RedisBus
 from haltline.runs import Arrival, Outcome, Receipt, Run, StopReason, new_run_id
 from haltline.signals import Begun, BusUnavailable, Busy, StopState, StopVerdict, Used
+from tests.stack import free_port
 
 SOON = 5.0  # seconds: a deadline for what must happen, never a measure
 
@@ -419,7 +420,7 @@ async def test_every_key_expires(make_bus: Any, redis: Redis, chat: str) -> None
 
 
 async def test_every_verb_says_that_the_bus_is_gone(make_bus: Any, chat: str, tmp_path: Any) -> None:
-    server = ValkeyServer(data_dir=tmp_path, persist=True)
+    server = ValkeyServer(port=free_port(), data_dir=tmp_path, persist=True)
     server.start()
     bus = await make_bus(url=f"redis://127.0.0.1:{server.port}/0")
     run = await begun(bus, chat)
@@ -443,7 +444,7 @@ async def test_every_verb_says_that_the_bus_is_gone(make_bus: Any, chat: str, tm
 async def test_a_run_that_nobody_could_stop_any_more(
     make_bus: Any, chat: str, tmp_path: Any, grace: float | None, reason: StopReason | None
 ) -> None:
-    server = ValkeyServer(data_dir=tmp_path, persist=True)
+    server = ValkeyServer(port=free_port(), data_dir=tmp_path, persist=True)
     server.start()
     bus = await make_bus(url=f"redis://127.0.0.1:{server.port}/0", loss_grace=grace)
     run = await begun(bus, chat)

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
+from loguru import logger
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -100,6 +101,12 @@ class RedisBus:
 
     async def __aenter__(self) -> RedisBus:
         self.watch.start()
+        try:  # or the first stop would pay for it
+            async with reachable():
+                for script in (self._begin, self._stop, self._closing, self._end, self._claim):
+                    await self.redis.script_load(script.script)
+        except BusUnavailable as error:
+            logger.warning("error=<{}> | the signal bus does not answer at the start", error)
         return self
 
     async def __aexit__(self, *_: object) -> None:

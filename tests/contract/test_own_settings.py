@@ -1,9 +1,10 @@
-"""An agent, a tool and a model of one's own; Bedrock when it refuses."""
+"""Replicas with settings of their own: agent, model, Bedrock that refuses, what a leaving client or replica does."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,26 @@ import pytest
 
 from tests.contract.client import (
     DONE,
+    LONG,
     STOPPED,
+    EventStream,
+    is_idle,
+    live_run,
     messages_of,
     new_chat,
     said,
     say,
+    script,
     sending,
     status_of,
     stop,
     until,
 )
-from tests.contract.conftest import Variants
+from tests.contract.conftest import QuietRun, Variants
 from tests.stack import Replica
+
+# The first test begins the long silence that the last ones wait for.
+pytestmark = pytest.mark.usefixtures("quiet_run")
 
 
 async def heard(http: httpx.AsyncClient, replica: Replica, chat: str, message: str) -> dict[str, Any]:
@@ -133,3 +142,52 @@ async def test_a_stop_reaches_into_the_back_off_of_bedrock(http: httpx.AsyncClie
         assert (await stop(http, variants.own_agent, chat, wait="3"))["status"] == "stopped"
         assert (await turn.finish(3)).closing == [STOPPED]
     assert await messages_of(http, variants.own_agent, chat) == said("throttle me", "", stopped=True)
+
+
+# ---- a client that leaves, a replica that leaves, a model that is silent
+
+
+async def test_a_run_may_go_on_without_its_client(http: httpx.AsyncClient, variants: Variants) -> None:
+    chat, message = new_chat(), script(chunks=["tick "], repeat=40)
+    async with sending(http, variants.patient, chat, message) as turn:
+        await turn.first_text()
+    assert (await status_of(http, variants.own_agent, chat))["status"] == "running"
+    await until(lambda: is_idle(http, variants.own_agent, chat))
+    assert await messages_of(http, variants.own_agent, chat) == said(message, "tick " * 40)
+
+
+@pytest.mark.slow
+def test_silence_is_filled_with_a_ping_every_15_seconds(quiet_run: QuietRun) -> None:
+    lines = quiet_run.result()
+    pings = [at for at, line in lines if line == ": ping"]
+    assert len(pings) == 1
+    assert 14 < pings[0] < 16.5
+    stream = EventStream()
+    events = stream.feed("".join(f"{line}\n" for _, line in lines).encode())
+    assert [(e.event, e.data) for e in events] == [(None, "at last"), DONE]
+    assert stream.comments == ["ping"]
+
+
+@pytest.mark.slow
+async def test_a_replica_that_is_ended_lets_runs_end_within_the_grace(
+    http: httpx.AsyncClient, variants: Variants, quiet_run: QuietRun
+) -> None:
+    await asyncio.to_thread(quiet_run.result)  # the same replica speaks there
+    short, long = new_chat(), new_chat()
+    leaving, staying = variants.patient, variants.own_agent
+    a_little = script(chunks=["tick "], repeat=15)
+    async with (
+        live_run(http, leaving, long) as long_turn,
+        sending(http, leaving, short, a_little) as short_turn,
+    ):
+        await short_turn.first_text()
+        leaving.process.send_signal(signal.SIGTERM)
+        await asyncio.gather(short_turn.finish(5), long_turn.finish(5))
+        assert await asyncio.to_thread(leaving.process.wait, 10) == 0
+    assert (short_turn.text, short_turn.closing) == ("tick " * 15, [DONE])
+    assert await messages_of(http, staying, short) == said(a_little, "tick " * 15)
+    [(event, _)] = long_turn.closing
+    assert event in ("stopped", "error")
+    [question, answer] = await messages_of(http, staying, long)
+    assert (question["text"], answer["role"], answer["text"]) == (LONG, "assistant", long_turn.text)
+    assert (await status_of(http, staying, long))["status"] == "idle"

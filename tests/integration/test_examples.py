@@ -108,7 +108,7 @@ async def test_notes_are_kept_with_their_chat(stack: Stack, own_agent: Replica) 
     say(own_agent, chat, tool={"name": "read_notes", "input": {}}, text="There.")
     document = await FileChatStore(stack.session_dir).load(chat)
     assert document.snapshot is not None
-    history = json.dumps(document.snapshot["data"]["messages"])
+    history = json.dumps(json.loads(document.snapshot)["data"]["messages"])
     assert f"Note 2 of chat {chat} is written down." in history
     assert r"milk\nbread" in history
 

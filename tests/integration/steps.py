@@ -51,7 +51,7 @@ class StepTurn:
     def seen(self, text: str) -> None:
         self.partial += text
 
-    def snapshot(self, message: str) -> str:
+    def snapshot(self, message: str, *, complete: bool) -> str:
         return json.dumps(repaired(self.history, self.partial))
 
 

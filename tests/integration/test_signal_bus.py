@@ -74,7 +74,7 @@ async def test_a_chat_has_one_holder_until_its_end(make_bus: Any, chat: str) -> 
     first, second = new_run(chat), new_run(chat)
     assert await a.begin(first) == Begun()
     busy = await b.begin(second)
-    assert busy == Busy(first.run_id, a.replica_id, first.nonce, first.claim, first.arrived_ms, closing=False)
+    assert busy == Busy(first.run_id, a.replica_id, first.nonce, first.claim, later=False, closing=False)
     assert await a.holds(first)
     assert await b.live_among([chat, "nobody"]) == {chat: first.run_id}
     assert await a.end(first, done(first))
@@ -251,6 +251,55 @@ async def test_a_stop_sent_before_the_request_never_touches_it(make_bus: Any, ch
     assert run.token.reason is None
 
 
+async def test_a_message_sent_when_the_stop_was_answered_is_not_touched(make_bus: Any, chat: str) -> None:
+    a, b = await make_bus("a"), await make_bus("b")
+    for n in range(300):  # many of them within the millisecond of the stop
+        await b.stop(f"{chat}-{n}", Arrival())
+        run = await begun(a, f"{chat}-{n}")
+        await a.end(run, done(run))
+
+
+async def test_a_stop_sent_right_behind_its_message_halts_it(make_bus: Any, chat: str) -> None:
+    a, b = await make_bus("a"), await make_bus("b")
+    for n in range(300):
+        run = Run(f"{chat}-{n}", new_run_id(), Arrival(0, time.monotonic() - 0.005))  # read 5 ms ago
+        await b.stop(run.chat_id, Arrival())
+        assert await a.begin(run) == Begun(stopped=StopReason.USER)
+        await a.end(run, done(run))
+
+
+async def test_a_late_stop_does_not_shorten_the_record(make_bus: Any, redis: Redis, chat: str) -> None:
+    bus = await make_bus()
+    sent = now_ms() - 1000
+    await begun(bus, chat, sent)
+    await bus.stop(chat, Arrival(sent - 100))
+    assert await redis.ttl(scripts.record_key(chat)) > 3600
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "x"])
+async def test_an_odd_mailbox_hides_no_stop(make_bus: Any, redis: Redis, chat: str, value: str) -> None:
+    bus = await make_bus()
+    await redis.set(scripts.mailbox_key(chat), value)
+    run = new_run(chat)
+    await bus.stop(chat, Arrival())
+    assert await bus.begin(run) == Begun(stopped=StopReason.USER)
+
+
+async def test_an_unknown_reason_is_a_users(make_bus: Any, redis: Redis, chat: str) -> None:
+    bus = await make_bus()
+    run = new_run(chat)
+    await redis.set(scripts.named_key(chat, run.run_id), "1:solarflare")
+    assert await bus.begin(run) == Begun(stopped=StopReason.USER)
+
+
+async def test_an_unreadable_record_blinds_no_other_run(make_bus: Any, redis: Redis, chat: str) -> None:
+    bus = await make_bus(poll_interval=0.02)
+    broken, other = await begun(bus, f"{chat}-broken"), await begun(bus, f"{chat}-other")
+    await redis.set(scripts.record_key(broken.chat_id), "{")
+    await redis.set(scripts.mailbox_key(other.chat_id), "1")
+    assert await fired(other) is StopReason.USER
+
+
 async def test_a_consumed_stop_still_covers_requests_that_came_before_it(make_bus: Any, chat: str) -> None:
     bus = await make_bus()
     sent = now_ms() - 1000
@@ -284,7 +333,7 @@ async def test_the_slack_between_two_clocks(
     sent = now_ms() - 1000
     run = new_run(chat, sent) if door else Run(chat, new_run_id(), Arrival(0, time.monotonic() - 1))
     assert await bus.begin(run) == Begun()
-    await bus.stop(chat, Arrival(run.arrived_ms - earlier_ms))
+    await bus.stop(chat, Arrival(int(float(run.arrived_ms)) - earlier_ms))
     assert (json.loads(await redis.get(scripts.record_key(chat))).get("closing") is True) is hits
 
 
@@ -409,7 +458,7 @@ async def test_every_key_expires(make_bus: Any, redis: Redis, chat: str) -> None
     await bus.stop(chat, Arrival(), run_id=new_run_id())
     await bus.stop(f"{chat}-idle", Arrival())
     keys = [k async for k in redis.scan_iter(f"*{chat}*")] + [scripts.pulse_key(bus.replica_id)]
-    assert len(keys) == 5
+    assert len(keys) == 6
     assert all([0 < await redis.ttl(key) <= 3600 + 600 + 60 for key in keys])
     await bus.end(run, done(run))
     assert 0 < await redis.ttl(scripts.record_key(chat)) <= 3600

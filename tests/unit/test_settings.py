@@ -275,9 +275,16 @@ def test_a_wrong_secret_is_named_and_not_shown(variable: str, value: str, monkey
     assert error.value.__cause__ is None  # a traceback would show the value
 
 
-@pytest.mark.parametrize("variable", ["REDIS_URL", "API_KEYS"])
-def test_a_secret_is_not_shown_with_the_settings(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(variable, f"redis://:{SECRET}@h")
+@pytest.mark.parametrize("variable", ["API_KEYS", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS", "SESSION_BUCKET"])
+def test_what_this_release_cannot_do_is_not_ignored(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, SECRET)
+    with pytest.raises(SettingsError) as error:
+        read_settings()
+    assert str(error.value) == f"{variable} is not available in this release; leave it unset"
+
+
+def test_a_secret_is_not_shown_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", f"redis://:{SECRET}@h")
     settings = read_settings()
     assert SECRET not in f"{settings!r} {settings} {settings.model_dump()}"
 

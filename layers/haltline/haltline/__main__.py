@@ -7,14 +7,18 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 
 import uvicorn
 from fastapi import FastAPI
+from loguru import logger
+from uvicorn.config import STARTUP_FAILURE
 
 from haltline.app import create_app
 from haltline.resources import Resources
-from haltline.settings import exit_with
+from haltline.settings import Settings, exit_with
 
+BACKLOG = 2048  # connections that wait to be taken
 UNWIND = 5  # seconds beyond SHUTDOWN_GRACE for the last closing frames to be written
 
 
@@ -32,6 +36,13 @@ class Server(uvicorn.Server):
             os.write(self._ready_fd, b"1\n")
             os.close(self._ready_fd)
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to end, then end, whatever threads of stopped tools and model calls are still busy."""
+        await super().serve(sockets)
+        logger.complete()
+        sys.stderr.flush()
+        os._exit(0 if self.started else STARTUP_FAILURE)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new connection, give live runs SHUTDOWN_GRACE, halt the rest, each with its closing frame."""
         if self._resources.runs is not None:
@@ -48,21 +59,24 @@ def main() -> None:
     app: FastAPI = create_app()
     resources: Resources = app.state.resources
     settings = resources.settings
+    listener = socket.socket(fileno=options.fd) if options.fd is not None else _listen(settings)
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(settings.shutdown_grace) + UNWIND,
     )
-    sockets = [socket.socket(fileno=options.fd)] if options.fd is not None else None
     # Uvicorn raises the signal again once it has shut down; an ordered end is not a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    asyncio.run(Server(config, resources, options.ready_fd).serve([listener]))
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        Server(config, resources, options.ready_fd).run(sockets)
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
         exit_with(f"PORT={settings.port} on HOST={settings.host} cannot be served: {error.strerror or error}")
 

@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import AsyncGenerator
 from typing import Any
+from weakref import WeakSet
 
 from anyio import to_thread
 from loguru import logger
@@ -78,14 +79,19 @@ class AgentTurn:
         if reason == "interrupt":
             raise AgentError("The agent asked for a person's decision (an interrupt), which this chat cannot give.")
 
-    def snapshot(self, message: str) -> str:
-        """The agent's state with a history that the next call accepts, wherever the run ended on `message`."""
+    def snapshot(self, message: str, *, complete: bool) -> str:
+        """The agent's state; where the run on `message` was cut off, with a history that the next call accepts."""
+        if not complete:
+            self._repair(message)
+        # Without an interrupt: its tool has an error result by now, and nobody could answer it.
+        taken = self._agent.take_snapshot(preset="session", exclude=["interrupt_state"])
+        return valid_text(json.dumps(encode_bytes_values(taken.to_dict()), ensure_ascii=False))
+
+    def _repair(self, message: str) -> None:
         history: Any = list(self._agent.messages)
         if len(history) == len(self._restored) and all(a is b for a, b in zip(history, self._restored, strict=True)):
             history.append({"role": "user", "content": [{"text": message}]})  # halted before the agent took it in
         self._agent.messages = repaired(history, "".join(self._partial))  # type: ignore[assignment]
-        taken = encode_bytes_values(self._agent.take_snapshot(preset="session").to_dict())
-        return valid_text(json.dumps(taken, ensure_ascii=False))
 
 
 class AgentSource:
@@ -98,6 +104,7 @@ class AgentSource:
         self._model = make_model(settings)
         self._max_output_tokens = settings.max_output_tokens
         self._closes_upstream = settings.model_provider in _CLOSES_WHEN_CANCELLED
+        self._handed_out: WeakSet[Agent] = WeakSet()
 
     async def make(self) -> AgentTurn:
         """Build the agent of a run. A plain function is called in a thread: it may take its time.
@@ -112,7 +119,11 @@ class AgentSource:
                 agent = await agent
         if not isinstance(agent, Agent):
             raise AgentError(f"AGENT={self._name} returned {type(agent).__name__}; it must return a strands.Agent.")
-        return AgentTurn(agent, self._max_output_tokens, closes_upstream=self._closes_upstream)
+        if agent in self._handed_out:  # it would carry one chat's messages into another
+            raise AgentError(f"AGENT={self._name} returned the same agent twice; it must make a new one for each run.")
+        self._handed_out.add(agent)
+        closes = self._closes_upstream and agent.model is self._model  # nothing is known of a model it brings
+        return AgentTurn(agent, self._max_output_tokens, closes_upstream=closes)
 
 
 # Strands warns of its own deprecated paths on each turn of agents that use them; said once is enough.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from haltline.signals import BusUnavailable
 from haltline.taking import ChatBusy, RunIdUsed
 
 WEB = Path(__file__).parent / "web"
+THREADS = 200
 PING_TIMEOUT = 0.8  # seconds: a load balancer is told the truth within one
 
 
@@ -75,6 +77,9 @@ def make_app(resources: Resources) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     resources: Resources = app.state.resources
+    # Strands calls Bedrock and plain tools in threads, and a stopped one keeps its thread until it ends by itself:
+    # with asyncio's few a handful of them would hold up every other run.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "agent"))
     async with resources.bus:
         yield
         if resources.runs is not None:  # runs whose client has left may go on; they need the bus to end

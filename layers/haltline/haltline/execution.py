@@ -92,20 +92,38 @@ class Execution:
 
     async def _answer(self, opening: asyncio.Task[None]) -> None:
         """Pump the agent into the stream. One task, so that context variables of the agent stay in one context."""
-        run = self.run
         await asyncio.shield(opening)
+        try:
+            await self._pump()
+        except (SystemExit, KeyboardInterrupt) as error:  # asyncio would end the replica with it
+            raise RuntimeError("the agent tried to end the process") from error
+
+    async def _pump(self) -> None:
+        run = self.run
         turn = await self._deps.agents.make()
         turn.restore(self._document.snapshot, self._document.unseen)
         self._turn = turn
         state = {"chat_id": run.chat_id, "run_id": run.run_id, "principal": None}
-        async with contextlib.aclosing(turn.events(self._message, state)) as events:
-            async for text in events:
-                if run.token.stopped or not self.stream.put(text):
-                    return
+        cut = False
+        async for text in turn.events(self._message, state):
+            cut = run.token.stopped or not self.stream.put(text)
+            if not cut:
                 self._said.append(text.text)
                 turn.seen(text.text)
-                await self.stream.room()
-        self._complete = True
+                cut = not await self._room()
+            if cut:
+                # Ended from within: the next wait inside the agent is cancelled, so that all of its generators unwind
+                # in this task, one after the other. Left alone here, the garbage collector would end them in another.
+                _this_task().cancel()
+        self._complete = not cut
+
+    async def _room(self) -> bool:
+        """Wait until a slow client has caught up. False where the run was halted meanwhile."""
+        try:
+            await self.stream.room()
+        except asyncio.CancelledError:
+            return False
+        return True
 
     async def _ended(self, error: BaseException | None) -> Receipt:
         """The agent came first."""
@@ -194,7 +212,7 @@ class Execution:
         snapshot = None
         if self._turn is not None:
             try:
-                snapshot = self._turn.snapshot(self._message)
+                snapshot = self._turn.snapshot(self._message, complete=self._complete)
             except Exception:  # an agent's own state may be anything; the transcript must not be lost with it
                 logger.exception("chat_id=<{}> run_id=<{}> | no snapshot", self.run.chat_id, self.run.run_id)
         text = "".join(self._said)
@@ -234,3 +252,9 @@ class Execution:
 
 def _error_of(task: asyncio.Task[None]) -> BaseException | None:
     return asyncio.CancelledError() if task.cancelled() else task.exception()
+
+
+def _this_task() -> asyncio.Task[None]:
+    task: asyncio.Task[None] | None = asyncio.current_task()
+    assert task is not None  # noqa: S101 - called from a coroutine
+    return task

@@ -20,6 +20,8 @@ def repaired(messages: list[Message], partial: str) -> list[Message]:
         messages: the agent's history when its run ended, in Bedrock's shape. Not changed.
         partial: the text streamed in the message that was under way; it becomes the assistant's turn.
     """
+    if not messages:
+        return []  # an agent that keeps none
     whole = list(messages)
     if whole and whole[-1]["role"] == "assistant":
         open_uses = [block["toolUse"]["toolUseId"] for block in whole[-1]["content"] if "toolUse" in block]

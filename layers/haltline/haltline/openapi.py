@@ -24,6 +24,7 @@ class StopAnswer(BaseModel):
     upstream_closed_ms: float | None = Field(
         None, description="From the same moment to the end of the model call; null where none was open.", examples=[1.9]
     )
+    saved: bool | None = Field(None, description="false where the text that was kept could not be saved.")
 
 
 class Verdict(BaseModel):

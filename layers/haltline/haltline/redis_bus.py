@@ -129,11 +129,11 @@ class RedisBus:
             raise
         match answer:
             case ["begun", claim, arrived, stopped]:
-                run.claim, run.arrived_ms, run.closing_marked = claim, int(arrived), bool(stopped)
-                return Begun(StopReason(stopped) if stopped else None)
-            case ["busy", other, owner, nonce, claim, arrived, closing]:
+                run.claim, run.arrived_ms, run.closing_marked = claim, arrived, bool(stopped)
+                return Begun(StopReason.of(stopped) if stopped else None)
+            case ["busy", other, owner, nonce, claim, later, closing]:
                 self.watch.remove(run)
-                return Busy(other, owner, nonce, claim, int(arrived), bool(closing))
+                return Busy(other, owner, nonce, claim, bool(later), bool(closing))
             case _:
                 self.watch.remove(run)
                 return Used()
@@ -190,7 +190,10 @@ class RedisBus:
                 await self.watch.subscribed()
             answer = await self._stop(
                 keys=scripts.keys(chat_id, run_id),
-                args=[arrival.stamp, arrival.age_ms, self._stop_ttl, run_id, reason.value, waiter],
+                args=[
+                    *(arrival.stamp, arrival.age_ms, self._stop_ttl, run_id, reason.value, waiter),
+                    self._record_ttl,
+                ],
             )
         match answer:
             case ["live", live, owner]:
@@ -206,7 +209,7 @@ class RedisBus:
         told: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault((chat_id, run_id), [])
         waiting.append(told)
-        pause = LOOK_AGAIN[0]
+        pause, gone = LOOK_AGAIN[0], False
         if (chat_id, run_id) in self._told:
             told.set_result(self._told[chat_id, run_id])
         try:
@@ -214,13 +217,15 @@ class RedisBus:
                 await asyncio.wait({told}, timeout=min(left, pause))
                 if told.done():
                     return told.result()
-                pause = min(pause * 2, LOOK_AGAIN[1])
+                pause = min(max(pause, LOOK_AGAIN[0]) * 2, LOOK_AGAIN[1])
                 record = await self._record(chat_id)
                 last = record.get("last") or {}
                 if last.get("run_id") == run_id:
                     return _receipt(last)
                 if record.get("run") != run_id or not await self._vouched(record["owner"], record["nonce"]):
-                    return None
+                    if gone:
+                        return None
+                    gone, pause = True, 0  # it may have ended between the two readings: read once more
             return None
         finally:
             waiting.remove(told)

@@ -5,10 +5,11 @@ Keys of a chat X:
 - `run:{stop:X}`: the record, JSON: who holds the chat, which stops are consumed, how the last run ended.
 - `stop:{stop:X}:RUN`: a stop that names its run, `<ms>:<reason>`.
 
-Fields of the record: `run owner nonce a door claim` of the holder (`a` its arrival in ms, `door` whether a front
-door's clock told it), `closing` (it was told to halt), `delete` (the holder only deletes), `stopped` (what BEGIN
-found), `waiters` (replicas that want the receipt); `upto` and `gone`, the newest stop and deletion already
-consumed: they cover every request that arrived no later; `last`, the receipt of the run that ended last.
+Fields of the record: `run owner nonce a door claim` of the holder (`a` its arrival in ms, to the µs and as text, `door`
+whether a front door's clock told it), `closing` (it was told to halt), `delete` (the holder only deletes),
+`stopped` (what BEGIN found), `waiters` (replicas that want the receipt); `upto` and `gone`, the newest stop and
+deletion already consumed: they cover every request that arrived no later; `mail` and `mail_exact`, the mailbox' stamp
+as it stands there in ms and to the µs; `last`, the receipt of the run that ended last.
 
 `claim` is Redis TIME in µs as a string (cjson keeps 14 digits), always growing, so that an older world, after a
 failover, is told from a newer one.
@@ -46,7 +47,7 @@ def pulse_key(replica_id: str) -> str:
 
 _HEAD = """
 local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local now = t[1] * 1000 + t[2] / 1000 -- ms, to the µs: a stop and the message after it may lie in one ms
 local raw = redis.call('GET', KEYS[2])
 local rec = raw and cjson.decode(raw) or {}
 
@@ -57,6 +58,8 @@ local function stamp(given, age)
   if given > now + 1000 then return now end
   return given
 end
+
+local function text(ms) return string.format('%.3f', ms) end -- cjson would round it
 
 local function next_claim()
   local claim, old = t[1] * 1000000 + t[2], tonumber(rec.claim or '0')
@@ -71,9 +74,9 @@ local function save(ttl) redis.call('SET', KEYS[2], cjson.encode(rec), 'EX', ttl
 local function drain(otherwise)
   local mail = redis.call('GETDEL', KEYS[1])
   if not mail then return end
-  local covered = tonumber(mail)
-  if not covered or covered > now + 1000 then covered = otherwise end
-  rec.upto = math.max(rec.upto or 0, covered)
+  local covered = mail == rec.mail and tonumber(rec.mail_exact) or tonumber(mail)
+  if not (covered and covered <= now + 1000) then covered = otherwise end
+  rec.upto, rec.mail, rec.mail_exact = text(math.max(tonumber(rec.upto or 0), covered)), nil, nil
 end
 
 local function watch(replica)
@@ -89,33 +92,34 @@ local function tell(replica, message) redis.call('PUBLISH', 'replica:' .. replic
 BEGIN = (
     _HEAD
     + """
-local mine = rec.nonce == ARGV[3]
+local mine, arrived = rec.nonce == ARGV[3], stamp(ARGV[4], ARGV[5])
 if not mine and rec.last and rec.last.run_id == ARGV[1] then return {'used'} end
 if rec.run and not mine and rec.claim ~= ARGV[7] then
   if rec.closing then watch(ARGV[2]); save(ARGV[6]) end
-  return {'busy', rec.run, rec.owner, rec.nonce, rec.claim, string.format('%.0f', rec.a), rec.closing and '1' or ''}
+  local later = tonumber(rec.a) > arrived and '1' or ''
+  return {'busy', rec.run, rec.owner, rec.nonce, rec.claim, later, rec.closing and '1' or ''}
 end
 local claim = next_claim()
 if not mine then
-  local arrived = stamp(ARGV[4], ARGV[5])
   local named = redis.call('GET', KEYS[3])
   drain(now)
-  rec.run, rec.owner, rec.nonce, rec.a, rec.door = ARGV[1], ARGV[2], ARGV[3], arrived, tonumber(ARGV[4]) > 0
+  rec.run, rec.owner, rec.nonce, rec.a, rec.door = ARGV[1], ARGV[2], ARGV[3], text(arrived), tonumber(ARGV[4]) > 0
   rec.stopped, rec.waiters, rec.delete = nil, nil, nil
   if ARGV[8] == 'delete' then
-    rec.delete, rec.gone = true, math.max(rec.gone or 0, arrived)
+    rec.delete, rec.gone = true, text(math.max(tonumber(rec.gone or 0), arrived))
   elseif named then rec.stopped = string.match(named, ':(%l+)$') or 'user'
-  elseif (rec.gone or 0) >= arrived then rec.stopped = 'deleted'
-  elseif (rec.upto or 0) >= arrived then rec.stopped = 'user' end
+  elseif tonumber(rec.gone or 0) >= arrived then rec.stopped = 'deleted'
+  elseif tonumber(rec.upto or 0) >= arrived then rec.stopped = 'user' end
   rec.closing = rec.stopped ~= nil or ARGV[8] == 'delete'
 end
 rec.claim = claim
 save(ARGV[6])
-return {'begun', claim, string.format('%.0f', rec.a), rec.stopped or ''}
+return {'begun', claim, rec.a, rec.stopped or ''}
 """
 )
 
-# ARGV: stamp, age ms, ttl s, run ('' for whoever the stamp means), reason, replica that wants the receipt ('' for none)
+# ARGV: stamp, age ms, ttl s, run ('' for whoever the stamp means), reason, replica that wants the receipt ('' none),
+# ttl s of a record
 STOP = (
     _HEAD
     + f"local SLACK = {SLACK_MS}"
@@ -125,7 +129,7 @@ local s, live = stamp(ARGV[1], ARGV[2]), rec.run and not rec.delete
 local function halt()
   rec.closing = true
   if ARGV[6] ~= '' then watch(ARGV[6]) end
-  save(ARGV[3])
+  save(ARGV[7])
   tell(rec.owner, {stop = rec.nonce, reason = ARGV[5]})
   return {'live', rec.run, rec.owner}
 end
@@ -136,16 +140,21 @@ if ARGV[4] ~= '' then
   if live and rec.run == ARGV[4] then return halt() end
   return {'idle'}
 end
-if live and s < rec.a then
+if live and s < tonumber(rec.a) then
   local slack = (rec.door and tonumber(ARGV[1]) > 0) and 0 or SLACK
-  if s < rec.a - slack then -- late: meant for those that came before this run
-    if s > (rec.upto or 0) then rec.upto = s; save(ARGV[3]) end
+  if s < tonumber(rec.a) - slack then -- late: meant for those that came before this run
+    if s > tonumber(rec.upto or 0) then rec.upto = text(s); save(ARGV[7]) end
     return {'idle'}
   end
-  s = rec.a
+  s = tonumber(rec.a)
 end
-local mail = tonumber(redis.call('GET', KEYS[1]) or '')
-if not mail or mail < s then redis.call('SET', KEYS[1], string.format('%.0f', s), 'EX', ARGV[3]) end
+local mail = redis.call('GET', KEYS[1])
+local stored = mail and mail == rec.mail and tonumber(rec.mail_exact) or tonumber(mail or '')
+if not (stored and stored >= s) then -- also over what is no number
+  rec.mail, rec.mail_exact = string.format('%.0f', math.floor(s)), text(s)
+  redis.call('SET', KEYS[1], rec.mail, 'EX', ARGV[3])
+  save(ARGV[7])
+end
 if live then return halt() end
 return {'idle'}
 """
@@ -169,7 +178,7 @@ if rec.run ~= ARGV[1] or rec.claim ~= ARGV[2] then
   if rec.last and rec.last.run_id == ARGV[1] then return {'again'} end
   return {'lost'}
 end
-drain(rec.a) -- a request that came while this run was ending is not meant
+drain(tonumber(rec.a)) -- a request that came while this run was ending is not meant
 redis.call('DEL', KEYS[3])
 local receipt, waiters = cjson.decode(ARGV[3]), rec.waiters or {}
 for _, field in ipairs({'run', 'owner', 'nonce', 'a', 'door', 'closing', 'delete', 'stopped', 'waiters'}) do
@@ -189,7 +198,7 @@ CLAIM = (
 local known = tonumber(ARGV[6])
 if rec.nonce ~= ARGV[3] and tonumber(rec.claim or '0') >= known then return {'lost'} end
 if tonumber(rec.claim or '0') < known then rec.claim = ARGV[6] end
-rec.run, rec.owner, rec.nonce, rec.a, rec.door = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
+rec.run, rec.owner, rec.nonce, rec.a, rec.door = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1'
 rec.claim = next_claim()
 save(ARGV[7])
 return {'held', rec.claim}

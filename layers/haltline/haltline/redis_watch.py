@@ -139,7 +139,7 @@ class Watch:
         values = await self._redis.mget([key for run in runs for key in scripts.keys(run.chat_id, run.run_id)])
         for i, run in enumerate(runs):
             if run.nonce in self._runs:
-                await self._decide(run, *(as_text(v) for v in values[3 * i : 3 * i + 3]))
+                await self._try("look at one run", self._decide(run, *(as_text(v) for v in values[3 * i : 3 * i + 3])))
 
     async def _decide(self, run: Run, mailbox: str | None, raw: str | None, named: str | None) -> None:
         record = json.loads(raw) if raw else {}
@@ -154,7 +154,7 @@ class Watch:
             run.token.stop(StopReason.SIGNAL_LOST)
         elif named is not None:
             run.closing_marked = bool(record.get("closing"))
-            run.token.stop(_reason(named.partition(":")[2]))
+            run.token.stop(StopReason.of(named.partition(":")[2]))
         elif mailbox is not None:
             run.closing_marked = bool(record.get("closing"))
             run.token.stop(StopReason.USER)
@@ -183,7 +183,7 @@ class Watch:
     def _heard(self, told: dict[str, Any]) -> None:
         if run := self._runs.get(told.get("stop", "")):
             run.closing_marked = True  # STOP has done that
-            run.token.stop(_reason(told.get("reason", "")))
+            run.token.stop(StopReason.of(told.get("reason", "")))
         if ended := told.get("ended"):
             self._on_receipt(ended)
 
@@ -200,10 +200,3 @@ class Watch:
 def as_text(value: Any) -> str | None:
     """What a client that decodes gives back, said to the type checker."""
     return None if value is None else str(value)
-
-
-def _reason(text: str) -> StopReason:
-    try:
-        return StopReason(text)
-    except ValueError:  # a named stop that a person SET by hand
-        return StopReason.USER

@@ -22,6 +22,14 @@ class StopReason(StrEnum):
     SIGNAL_LOST = "signal_lost"  # the bus was gone for too long, or the chat is another run's now
     AGENT = "agent"  # the model used the stop tool
 
+    @classmethod
+    def of(cls, text: str) -> StopReason:
+        """The reason that a stop carries; one that is not known, or that a person SET by hand, is a user's."""
+        try:
+            return cls(text)
+        except ValueError:
+            return cls.USER
+
 
 class Outcome(StrEnum):
     """How a run ended."""
@@ -49,9 +57,9 @@ class Arrival:
     read_at: float = field(default_factory=time.monotonic)
 
     @property
-    def age_ms(self) -> int:
-        """Milliseconds since the request was read."""
-        return int((time.monotonic() - self.read_at) * 1000)
+    def age_ms(self) -> float:
+        """Milliseconds since the request was read, to the microsecond."""
+        return round((time.monotonic() - self.read_at) * 1000, 3)
 
 
 class StopToken:
@@ -100,7 +108,7 @@ class Run:
     token: StopToken = field(default_factory=StopToken)
     nonce: str = field(default_factory=new_run_id)
     claim: str = ""
-    arrived_ms: int = 0  # the arrival as the bus reckoned it
+    arrived_ms: str = ""  # the arrival as the bus reckoned it, to the microsecond
     closing_marked: bool = False  # the bus knows that the run is about to end
 
 

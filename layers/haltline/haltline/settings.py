@@ -137,6 +137,9 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"{name}={str(value).lower()} is not available in this release; use {name}={str(usable).lower()}"
                 )
+        for name in ("API_KEYS", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS", "SESSION_BUCKET"):
+            if getattr(self, name.lower()) is not None:  # a protection that is asked for must not be missing silently
+                raise ValueError(f"{name} is not available in this release; leave it unset")
         return self
 
     @staticmethod

@@ -29,13 +29,13 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Another run holds the chat. `closing`: it was told to halt, and its end is near."""
+    """Another run holds the chat. `later`: it arrived after the refused one. `closing`: it was told to halt."""
 
     run_id: str
     owner: str
     nonce: str
     claim: str
-    arrived_ms: int
+    later: bool
     closing: bool
 
 

@@ -62,5 +62,6 @@ def _answer(resources: Resources, chat_id: str, status: str, receipt: Receipt | 
     if receipt is not None:
         told["run_id"] = receipt.run_id
         if status == "stopped":
+            told |= {} if receipt.saved else {"saved": False}
             told |= {"halted_ms": receipt.halted_ms, "upstream_closed_ms": receipt.upstream_closed_ms}
     return StopAnswer(chat_id=chat_id, status=status, message=_SAY[status].format(chat_id), **told)

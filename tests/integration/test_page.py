@@ -93,6 +93,7 @@ class Door:
     prefix: str = ""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     _port: int = 0
+    _clients: dict[asyncio.Task[None], asyncio.StreamWriter] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -112,16 +113,20 @@ class Door:
             self._loop.close()
 
     async def _listen(self) -> asyncio.Server:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self._port = server.sockets[0].getsockname()[1]
         return server
 
     async def _close(self, server: asyncio.Server) -> None:
         server.close()
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
+        for task in self._clients:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*self._clients, return_exceptions=True)
+        for out in self._clients.values():
+            out.close()  # also of a client whose task never began
+
+    def _accept(self, client: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
+        self._clients[asyncio.ensure_future(self._serve(client, out))] = out
 
     async def _serve(self, client: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError), contextlib.closing(out):

@@ -71,7 +71,7 @@ def chat(request: pytest.FixtureRequest) -> str:
 
 async def test_a_chat_has_one_holder_until_its_end(make_bus: Any, chat: str) -> None:
     a, b = await make_bus("a"), await make_bus("b")
-    first, second = new_run(chat), new_run(chat)
+    first, second = new_run(chat, now_ms() - 1000), new_run(chat)
     assert await a.begin(first) == Begun()
     busy = await b.begin(second)
     assert busy == Busy(first.run_id, a.replica_id, first.nonce, first.claim, later=False, closing=False)

@@ -95,10 +95,18 @@ class Launcher:
         model = self._local_model(family)
         self._env["MODEL_PROVIDER"] = self._provider
         self._replicas = [self._replica(family, f"replica{n}", listener) for n in range(1, self._count + 1)]
-        waiting = [*self._replicas, *([model] if model else [])]
+        first, *others = self._replicas
+
+        async def start_others() -> None:
+            if model:  # with two cores, the model and one replica are what brings the first token soonest
+                await _start(model)
+            await asyncio.gather(*map(_start, others))
+
         if self._settings.agent or self._provider not in ("local", "scripted"):
-            await _start(waiting.pop(0))  # alone, so that what it cannot import or reach is said once
-        await asyncio.gather(*map(_start, waiting))
+            await _start(first)  # alone, so that what it cannot import or reach is said once
+            await start_others()
+        else:
+            await asyncio.gather(_start(first), start_others())
         say(f"Haltline serves {_url(self._settings.host, port)} ({time.monotonic() - began:.1f} s). Ctrl-C ends it.")
         await asyncio.gather(*(child.keep_alive() for child in (*self._servers, *self._replicas)))
 
@@ -107,6 +115,7 @@ class Launcher:
         self._servers.append(valkey)
         self._env["REDIS_URL"] = url
         await _start(valkey)
+        await _forget_list(url)
 
     def _local_model(self, family: Family) -> Child | None:
         if self._provider != "local" or "local_model_url" in self._settings.model_fields_set:
@@ -163,6 +172,16 @@ def _in_foreground() -> bool:
 async def _start(child: Child) -> None:
     seconds = await child.start()
     say(f"{child.name} {child.ready} (pid {child.pid}, {seconds:.1f} s)")
+
+
+async def _forget_list(url: str) -> None:
+    """The files may have been served beside another Redis since this one's list of chats was made."""
+    from haltline.chat_index import forget
+    from haltline.redis_bus import connect
+
+    client = connect(url, connections=1)
+    await forget(client)
+    await client.aclose()
 
 
 async def _check_redis(url: str) -> None:

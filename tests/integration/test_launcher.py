@@ -302,7 +302,7 @@ def test_the_local_model_answers_and_is_stopped(tmp_path: Path) -> None:
             said = one.get(f"{url}/api/v1/chat/a/messages").json()["messages"][-1]
             assert said["role"] == "assistant"
             assert said["stopped"]
-            assert re.search("[A-Za-z]{2}", said["text"])
+            assert said["text"].strip()
         launcher.interrupt()
         assert launcher.ended() == 0
         assert launcher.left() == []

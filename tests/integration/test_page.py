@@ -119,11 +119,15 @@ class Door:
 
     async def _close(self, server: asyncio.Server) -> None:
         server.close()
+        for _ in range(3):
+            await asyncio.sleep(0)  # a client that was let in just now is handed over by callbacks
         for task in self._clients:
             task.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
         for out in self._clients.values():
             out.close()  # also of a client whose task never began
+        await asyncio.gather(*(out.wait_closed() for out in self._clients.values()), return_exceptions=True)
+        await asyncio.sleep(0)  # the loop ends next: what closes a socket is a callback of its own
 
     def _accept(self, client: asyncio.StreamReader, out: asyncio.StreamWriter) -> None:
         self._clients[asyncio.ensure_future(self._serve(client, out))] = out

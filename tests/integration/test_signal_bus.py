@@ -280,7 +280,7 @@ async def test_a_late_stop_does_not_shorten_the_record(make_bus: Any, redis: Red
 async def test_an_odd_mailbox_hides_no_stop(make_bus: Any, redis: Redis, chat: str, value: str) -> None:
     bus = await make_bus()
     await redis.set(scripts.mailbox_key(chat), value)
-    run = new_run(chat)
+    run = Run(chat, new_run_id(), Arrival(0, time.monotonic() - 0.005))  # read 5 ms ago
     await bus.stop(chat, Arrival())
     assert await bus.begin(run) == Begun(stopped=StopReason.USER)
 

@@ -3,82 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
-import signal
-import socket
-import sys
 
-import uvicorn
-from fastapi import FastAPI
-from loguru import logger
-from uvicorn.config import STARTUP_FAILURE
-
-from haltline.app import create_app
-from haltline.resources import Resources
-from haltline.settings import Settings, exit_with
-
-BACKLOG = 2048  # connections that wait to be taken
-UNWIND = 5  # seconds beyond SHUTDOWN_GRACE for the last closing frames to be written
-
-
-class Server(uvicorn.Server):
-    """Uvicorn that lets live runs end before it does."""
-
-    def __init__(self, config: uvicorn.Config, resources: Resources, ready_fd: int | None) -> None:
-        super().__init__(config)
-        self._resources, self._ready_fd = resources, ready_fd
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start serving, then tell whoever started this process."""
-        await super().startup(sockets)
-        if self.started and self._ready_fd is not None:
-            os.write(self._ready_fd, b"1\n")
-            os.close(self._ready_fd)
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until told to end, then end, whatever threads of stopped tools and model calls are still busy."""
-        await super().serve(sockets)
-        logger.complete()
-        sys.stderr.flush()
-        os._exit(0 if self.started else STARTUP_FAILURE)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no new connection, give live runs SHUTDOWN_GRACE, halt the rest, each with its closing frame."""
-        if self._resources.runs is not None:
-            self._draining = asyncio.create_task(self._resources.runs.drain(self._resources.settings.shutdown_grace))
-        await super().shutdown(sockets)
+from haltline.settings import load_settings
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT; exit status 0 then, 2 where a setting is wrong."""
+    """Serve until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="haltline", description="One replica of Haltline.")
     parser.add_argument("--fd", type=int, help="serve on this inherited listening socket instead of HOST and PORT")
     parser.add_argument("--ready-fd", type=int, help="write a line to this inherited pipe once serving")
     options = parser.parse_args()
-    app: FastAPI = create_app()
-    resources: Resources = app.state.resources
-    settings = resources.settings
-    listener = socket.socket(fileno=options.fd) if options.fd is not None else _listen(settings)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.shutdown_grace) + UNWIND,
-    )
-    # Uvicorn raises the signal again once it has shut down; an ordered end is not a failure.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    asyncio.run(Server(config, resources, options.ready_fd).serve([listener]))
+    load_settings()  # a wrong one is told at once, not after the seconds that the imports take
+    from haltline.serve import serve
 
-
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        exit_with(f"PORT={settings.port} on HOST={settings.host} cannot be served: {error.strerror or error}")
+    serve(options.fd, options.ready_fd)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ class BadCursor(ValueError):
 
 
 class ChatIndex:
-    """The list over one Redis. `forget` makes the next page read the store anew."""
+    """The list over one Redis."""
 
     def __init__(self, redis: Redis, bus: SignalBus, store: ChatStore) -> None:
         self._redis, self._bus, self._store = redis, bus, store
@@ -122,11 +122,6 @@ class ChatIndex:
         """Forget a deleted chat. Raises: BusUnavailable."""
         async with reachable():
             await self._remove(keys=KEYS, args=[chat_id])
-
-    async def forget(self) -> None:
-        """Make the next page read the store: it may hold chats that this Redis has never seen."""
-        async with reachable():
-            await self._redis.delete(KEYS[3])
 
     async def page(self, limit: int, cursor: str | None, status: Literal["idle", "running"] | None) -> Page:
         """At most `limit` chats after `cursor`.
@@ -192,6 +187,12 @@ class ChatIndex:
         page = rows[:limit]
         more = len(rows) > limit
         return Page(page, count, _encode(str(page[-1].updated_ms), page[-1].chat_id) if more else None)
+
+
+async def forget(redis: Redis) -> None:
+    """Make the next page read the store: it may hold chats that this Redis has never seen. Raises: BusUnavailable."""
+    async with reachable():
+        await redis.delete(KEYS[3])
 
 
 def _encode(score: str, chat_id: str) -> str:

@@ -1,0 +1,80 @@
+"""One replica as a process: uvicorn that lets live runs end before it does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+
+import uvicorn
+from loguru import logger
+from uvicorn.config import STARTUP_FAILURE
+
+from haltline.app import create_app
+from haltline.resources import Resources
+from haltline.settings import Settings, exit_with
+
+BACKLOG = 2048  # connections that wait to be taken
+UNWIND = 5  # seconds beyond SHUTDOWN_GRACE for the last closing frames to be written
+
+
+def serve(fd: int | None, ready_fd: int | None) -> None:
+    """Serve until SIGTERM or SIGINT; never returns. Exit status 0 then, 2 where a setting is wrong.
+
+    Args:
+        fd: an inherited listening socket; None binds HOST and PORT.
+        ready_fd: an inherited pipe that gets a line once this replica serves.
+    """
+    app = create_app()
+    resources: Resources = app.state.resources
+    settings = resources.settings
+    listener = socket.socket(fileno=fd) if fd is not None else _listen(settings)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.shutdown_grace) + UNWIND,
+    )
+    # Uvicorn raises the signal again once it has shut down; an ordered end is not a failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    asyncio.run(Server(config, resources, ready_fd).serve([listener]))
+
+
+class Server(uvicorn.Server):
+    """Uvicorn that lets live runs end before it does."""
+
+    def __init__(self, config: uvicorn.Config, resources: Resources, ready_fd: int | None) -> None:
+        super().__init__(config)
+        self._resources, self._ready_fd = resources, ready_fd
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start serving, then tell whoever started this process."""
+        await super().startup(sockets)
+        if self.started and self._ready_fd is not None:
+            os.write(self._ready_fd, b"1\n")
+            os.close(self._ready_fd)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to end, then end, whatever threads of stopped tools and model calls are still busy."""
+        await super().serve(sockets)
+        logger.complete()
+        sys.stderr.flush()
+        os._exit(0 if self.started else STARTUP_FAILURE)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new connection, give live runs SHUTDOWN_GRACE, halt the rest, each with its closing frame."""
+        if self._resources.runs is not None:
+            self._draining = asyncio.create_task(self._resources.runs.drain(self._resources.settings.shutdown_grace))
+        await super().shutdown(sockets)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        exit_with(f"PORT={settings.port} on HOST={settings.host} cannot be served: {error.strerror or error}")

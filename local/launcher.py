@@ -96,17 +96,13 @@ class Launcher:
         self._env["MODEL_PROVIDER"] = self._provider
         self._replicas = [self._replica(family, f"replica{n}", listener) for n in range(1, self._count + 1)]
         first, *others = self._replicas
-
-        async def start_others() -> None:
-            if model:  # with two cores, the model and one replica are what brings the first token soonest
-                await _start(model)
-            await asyncio.gather(*map(_start, others))
-
         if self._settings.agent or self._provider not in ("local", "scripted"):
             await _start(first)  # alone, so that what it cannot import or reach is said once
-            await start_others()
+            await asyncio.gather(*map(_start, [*others, *([model] if model else [])]))
         else:
-            await asyncio.gather(_start(first), start_others())
+            # With two cores, the model and one replica alone are what brings the first token soonest.
+            await asyncio.gather(*map(_start, [first, *([model] if model else [])]))
+            await asyncio.gather(*map(_start, others))
         say(f"Haltline serves {_url(self._settings.host, port)} ({time.monotonic() - began:.1f} s). Ctrl-C ends it.")
         await asyncio.gather(*(child.keep_alive() for child in (*self._servers, *self._replicas)))
 

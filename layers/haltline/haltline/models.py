@@ -57,8 +57,9 @@ def _local(settings: Settings) -> Model:
         def format_request(self, messages: Any, tool_specs: Any = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
             return dict(super().format_request(messages, None, *args, **kwargs))
 
-    # Closed by no one: it lives as long as the process. One client, or each call would set up TLS anew.
-    client = AsyncOpenAI(base_url=settings.local_model_url, api_key="none", max_retries=0)
+    # Closed by no one: it lives as long as the process. One client, or each call would set up TLS anew. It tries again,
+    # for some seconds in all, while the model is still loading or its server is being started again.
+    client = AsyncOpenAI(base_url=settings.local_model_url, api_key="none", max_retries=3)
     params = {"max_tokens": settings.max_output_tokens, "temperature": 0.7, "frequency_penalty": 0.4}
     return LocalModel(client=client, model_id=settings.local_model_id, params=params)
 

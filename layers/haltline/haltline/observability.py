@@ -42,7 +42,7 @@ def configure_logging(settings: Settings) -> None:
     logging.basicConfig(
         handlers=[_ToLoguru()], level=settings.log_level if settings.log_level != "TRACE" else "DEBUG", force=True
     )
-    for chatty in ("uvicorn.access", "httpx", "httpcore", "openai", "botocore", "strands", "asyncio"):
+    for chatty in ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "openai", "botocore", "strands", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()

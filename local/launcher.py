@@ -100,9 +100,11 @@ class Launcher:
             await _start(first)  # alone, so that what it cannot import or reach is said once
             await asyncio.gather(*map(_start, [*others, *([model] if model else [])]))
         else:
-            # With two cores, the model and one replica alone are what brings the first token soonest.
+            # With two cores, the model and one replica alone are what brings the first token soonest; the others come
+            # one by one, so that it has a core to itself for the first request.
             await asyncio.gather(*map(_start, [first, *([model] if model else [])]))
-            await asyncio.gather(*map(_start, others))
+            for other in others:
+                await _start(other)
         say(f"Haltline serves {_url(self._settings.host, port)} ({time.monotonic() - began:.1f} s). Ctrl-C ends it.")
         await asyncio.gather(*(child.keep_alive() for child in (*self._servers, *self._replicas)))
 

@@ -46,6 +46,8 @@ def serve(model: Path, port: int, ready_fd: int, verbose: bool) -> None:
     params.cors_origins, params.ui = "", False  # no page of another site may use it
     params.verbosity = 3 if verbose else 1
     server = xllamacpp.Server(params)  # returns when the model is loaded; its threads serve from here on
+    # The first answer pays for buffers; better now, while the replicas are still starting.
+    server.handle_chat_completions({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2})
     os.write(ready_fd, f"{server.listening_address}\n".encode())
     os.close(ready_fd)
     # There is nothing to save: the default action of SIGTERM ends the process at once.

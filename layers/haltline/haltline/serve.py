@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -30,6 +31,8 @@ def serve(fd: int | None, ready_fd: int | None) -> None:
     app = create_app()
     resources: Resources = app.state.resources
     settings = resources.settings
+    gc.freeze()  # what was imported stays: no collection need look at it again
+    gc.enable()
     listener = socket.socket(fileno=fd) if fd is not None else _listen(settings)
     config = uvicorn.Config(
         app,

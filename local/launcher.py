@@ -101,10 +101,11 @@ class Launcher:
             await asyncio.gather(*map(_start, [*others, *([model] if model else [])]))
         else:
             # With two cores, the model and one replica alone are what brings the first token soonest; the others come
-            # one by one, so that it has a core to itself for the first request.
+            # one by one there, so that it has a core to itself for the first request.
             await asyncio.gather(*map(_start, [first, *([model] if model else [])]))
-            for other in others:
-                await _start(other)
+            at_once = 1 if (os.cpu_count() or 1) <= 2 else len(others)
+            for n in range(0, len(others), max(at_once, 1)):
+                await asyncio.gather(*map(_start, others[n : n + at_once]))
         say(f"Haltline serves {_url(self._settings.host, port)} ({time.monotonic() - began:.1f} s). Ctrl-C ends it.")
         await asyncio.gather(*(child.keep_alive() for child in (*self._servers, *self._replicas)))
 

@@ -108,11 +108,12 @@ def test_the_level(level: str, shown: list[str], capsys: pytest.CaptureFixture[s
 
 def test_libraries_end_in_the_same_place(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(settings_of())
-    logging.getLogger("uvicorn.error").info("Started server process [%d]", 7)
+    logging.getLogger("uvicorn.error").info("Started server process [%d]", 6)
+    logging.getLogger("uvicorn.error").warning("Exceeded concurrency limit of %d", 7)
     logging.getLogger("uvicorn.access").info("GET / 200")
     logging.getLogger("botocore.endpoint").info("request body: secret")
     assert [parts(line) for line in log_of(capsys)] == [
-        ("INFO", "replica1", "logger=<uvicorn.error> | Started server process [7]")
+        ("WARNING", "replica1", "logger=<uvicorn.error> | Exceeded concurrency limit of 7")
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import re
@@ -52,7 +53,11 @@ STOP_CALL = re.compile(r"/api/v1/stop/")
 expect.set_options(timeout=15_000)  # a deadline for slow machines, not a wait
 
 # On a machine of one's own the browser may be missing; in CI a page that nobody looked at is a failure.
-pytestmark = pytest.mark.skipif(CHROMIUM is None and os.environ.get("CI") != "true", reason=NO_CHROMIUM)
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None and os.environ.get("CI") != "true", reason=NO_CHROMIUM),
+    # A browser opens connections ahead of time; one that comes while a test's own front door closes is nobody's fault.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 # ---------------------------------------------------------------- the browser, the door, the page
@@ -111,6 +116,7 @@ class Door:
             self._loop.call_soon_threadsafe(self._loop.stop)
             thread.join()
             self._loop.close()
+            gc.collect()  # what the closed loop left behind is told here and not in another test
 
     async def _listen(self) -> asyncio.Server:
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -119,8 +125,8 @@ class Door:
 
     async def _close(self, server: asyncio.Server) -> None:
         server.close()
-        for _ in range(3):
-            await asyncio.sleep(0)  # a client that was let in just now is handed over by callbacks
+        for _ in range(10):
+            await asyncio.sleep(0)  # a client that was let in just now is handed over in five turns of the loop
         for task in self._clients:
             task.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)

@@ -7,15 +7,17 @@ import json
 import warnings
 from collections.abc import AsyncGenerator
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from anyio import to_thread
 from loguru import logger
 from strands import Agent
+from strands.models import BedrockModel
 from strands.types._snapshot import Snapshot
 from strands.types.session import decode_bytes_values, encode_bytes_values
 
 from haltline import default_agent
+from haltline.bedrock import StoppableBedrockModel
 from haltline.events import Text, TextJoiner, valid_text
 from haltline.history import repaired
 from haltline.models import load_object, make_model
@@ -71,9 +73,18 @@ class AgentTurn:
         """Note that the user has this piece of the message under way: a halted run's history keeps just that."""
         self._partial.append(text)
 
+    def tell_threads(self) -> None:
+        """Set the cancel signal that tools in threads look at.
+
+        Said when the run halts, and again when the agent has unwound: Strands clears the signal then, before a thread
+        may have seen it. The agent is of this run alone, so that it stays set.
+        """
+        self._agent.cancel()
+
     def _conclude(self, result: Any) -> None:
         reason = str(result.stop_reason)
-        self.stopped_itself = reason == "cancelled"
+        # `strands_tools.stop`, the older of the stop tools, leaves only this mark.
+        self.stopped_itself = reason == "cancelled" or bool((result.state or {}).get("stop_event_loop"))
         if reason.startswith("limit_"):
             raise AgentError("The answer reached MAX_OUTPUT_TOKENS. Send another message to go on.")
         if reason == "interrupt":
@@ -81,7 +92,7 @@ class AgentTurn:
 
     def snapshot(self, message: str, *, complete: bool) -> str:
         """The agent's state; where the run on `message` was cut off, with a history that the next call accepts."""
-        if not complete:
+        if not complete or self.stopped_itself:  # a stop tool leaves the user's turn last
             self._repair(message)
         # Without an interrupt: its tool has an error result by now, and nobody could answer it.
         taken = self._agent.take_snapshot(preset="session", exclude=["interrupt_state"])
@@ -105,6 +116,7 @@ class AgentSource:
         self._max_output_tokens = settings.max_output_tokens
         self._closes_upstream = settings.model_provider in _CLOSES_WHEN_CANCELLED
         self._handed_out: WeakSet[Agent] = WeakSet()
+        self._made_stoppable: WeakKeyDictionary[BedrockModel, StoppableBedrockModel] = WeakKeyDictionary()
 
     async def make(self) -> AgentTurn:
         """Build the agent of a run. A plain function is called in a thread: it may take its time.
@@ -122,8 +134,23 @@ class AgentSource:
         if agent in self._handed_out:  # it would carry one chat's messages into another
             raise AgentError(f"AGENT={self._name} returned the same agent twice; it must make a new one for each run.")
         self._handed_out.add(agent)
-        closes = self._closes_upstream and agent.model is self._model  # nothing is known of a model it brings
+        if type(agent.model) is BedrockModel:  # its own, as Strands ships it
+            agent.model = self._stoppable(agent.model)
+        closes = isinstance(agent.model, StoppableBedrockModel) or (
+            self._closes_upstream and agent.model is self._model  # nothing is known of another model that it brings
+        )
         return AgentTurn(agent, self._max_output_tokens, closes_upstream=closes)
+
+    def _stoppable(self, model: BedrockModel) -> StoppableBedrockModel:
+        if model not in self._made_stoppable:  # kept: agents of many runs may share one model, and its connections
+            self._made_stoppable[model] = StoppableBedrockModel.like(model)
+        return self._made_stoppable[model]
+
+    async def aclose(self) -> None:
+        """Close what models keep open for the next call."""
+        for model in (self._model, *self._made_stoppable.values()):
+            if isinstance(model, StoppableBedrockModel):
+                await model.aclose()
 
 
 # Strands warns of its own deprecated paths on each turn of agents that use them; said once is enough.

@@ -20,7 +20,7 @@ from loguru import logger
 from haltline.chats import ChatDocument, ChatStoreError, VersionConflict
 from haltline.events import Closing, Done, Failed, Stopped
 from haltline.failures import explain
-from haltline.runs import Outcome, Receipt, Run, StopReason
+from haltline.runs import Outcome, Receipt, Run, StopReason, live_token
 from haltline.signals import BusUnavailable
 from haltline.stream import EventStream
 from haltline.tasks import cancelled
@@ -66,12 +66,22 @@ class Execution:
 
     # ---- the race
     async def _live(self) -> None:
-        run, stopped = self.run, asyncio.Event()
-        run.token.on_stop(stopped.set)
-        deadline = asyncio.get_running_loop().call_later(self._deps.run_timeout, run.token.stop, StopReason.DEADLINE)
+        run, loop = self.run, asyncio.get_running_loop()
+        deadline = loop.call_later(self._deps.run_timeout, run.token.stop, StopReason.DEADLINE)
         opening = asyncio.create_task(self._open())
         answer = asyncio.create_task(self._answer(opening))
-        gate = asyncio.create_task(stopped.wait())
+        gate = loop.create_future()
+
+        def halt() -> None:
+            # Inside the token's own call, so that nothing that is ready to run comes in between: threads are told,
+            # and whatever the agent waits for is cancelled, the model call first of all.
+            if self._turn is not None:
+                self._turn.tell_threads()
+            answer.cancel()
+            if not gate.done():
+                gate.set_result(None)
+
+        run.token.on_stop(halt)
         try:
             await asyncio.wait({answer, gate}, return_when=asyncio.FIRST_COMPLETED)
             if run.token.stopped and not self._complete:
@@ -86,12 +96,12 @@ class Execution:
             self.stream.put(Failed(explain(error)))
         finally:
             deadline.cancel()
-            for task in (gate, answer):
-                task.cancel()
+            answer.cancel()
             self._deps.metrics.ended(self.receipt)
 
     async def _answer(self, opening: asyncio.Task[None]) -> None:
         """Pump the agent into the stream. One task, so that context variables of the agent stay in one context."""
+        live_token.set(self.run.token)
         await asyncio.shield(opening)
         try:
             await self._pump()
@@ -140,7 +150,6 @@ class Execution:
         """The stop came first."""
         run, reason = self.run, self.run.token.reason
         assert reason is not None  # noqa: S101 - the gate opens for nothing else
-        answer.cancel()  # closes the model call, releases tools and back-offs
         halted_ms = None
         if reason in _SAID_AT_ONCE:
             if not run.closing_marked:
@@ -148,6 +157,8 @@ class Execution:
             self.stream.put(Stopped())
             halted_ms = self._since_stop()
         await cancelled(answer, within=UNWIND)
+        if self._turn is not None:
+            self._turn.tell_threads()
         closed_ms = self._since_stop() if answer.done() and self._turn and self._turn.closes_upstream else None
         if not answer.done():
             logger.warning("chat_id=<{}> run_id=<{}> | the agent does not let go", run.chat_id, run.run_id)

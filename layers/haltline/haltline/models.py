@@ -67,15 +67,16 @@ def _local(settings: Settings) -> Model:
 def _bedrock(settings: Settings) -> Model:
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
-    from strands.models import BedrockModel
+
+    from haltline.bedrock import StoppableBedrockModel
 
     try:
-        return BedrockModel(
+        return StoppableBedrockModel(
             region_name=settings.aws_region,
             model_id=settings.bedrock_model_id,
             temperature=settings.bedrock_temperature,
             max_tokens=settings.max_output_tokens,
-            boto_client_config=Config(max_pool_connections=100, connect_timeout=10, read_timeout=120),
+            boto_client_config=Config(connect_timeout=10, read_timeout=120),
         )
     except (BotoCoreError, ValueError) as error:
         raise SettingsError(f"AWS_REGION={settings.aws_region}: the Bedrock client cannot be made: {error}") from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -63,14 +65,18 @@ class Arrival:
 
 
 class StopToken:
-    """One per run. Fires once; the first reason stays. Callbacks run inside `stop`, in the caller's thread."""
+    """One per run. Fires once; the first reason stays. Callbacks run inside `stop`, in its thread.
 
-    __slots__ = ("_callbacks", "fired_at", "reason")
+    `on_stop` and `off_stop` may be called from any thread; a callback that comes as the token fires is called too.
+    """
+
+    __slots__ = ("_callbacks", "_lock", "fired_at", "reason")
 
     def __init__(self) -> None:
         self.reason: StopReason | None = None
         self.fired_at = 0.0  # time.monotonic() seconds
         self._callbacks: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
 
     @property
     def stopped(self) -> bool:
@@ -79,19 +85,32 @@ class StopToken:
 
     def stop(self, reason: StopReason) -> bool:
         """Fire. Returns whether this call was the one that did."""
-        if self.reason is not None:
-            return False
-        self.reason, self.fired_at = reason, time.monotonic()
-        for callback in self._callbacks:
+        with self._lock:
+            if self.reason is not None:
+                return False
+            self.reason, self.fired_at = reason, time.monotonic()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
             callback()
         return True
 
     def on_stop(self, callback: Callable[[], None]) -> None:
         """Call `callback` when the token fires; at once where it has."""
-        if self.stopped:
-            callback()
-        else:
-            self._callbacks.append(callback)
+        with self._lock:
+            if self.reason is None:
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def off_stop(self, callback: Callable[[], None]) -> None:
+        """Call it no longer."""
+        with self._lock:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
+
+
+# The token of the run that the code runs for. Tools' threads inherit it, and so do agents inside of tools.
+live_token: ContextVar[StopToken | None] = ContextVar("live_token", default=None)
 
 
 @dataclass(slots=True)

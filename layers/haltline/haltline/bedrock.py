@@ -1,0 +1,367 @@
+"""A Bedrock model whose call ends at once, and with it the connection, when the run is stopped. No thread a call.
+
+Strands' BedrockModel does all it does: formatting, guardrails, structured output, the meaning of errors. botocore
+signs and parses. Only the bytes are carried here, by an asyncio client that botocore is given through its own events
+(`before-send`, `needs-retry`, `before-sign`), so that every wait of a call is one that asyncio can cancel.
+
+Nothing of this is seen from outside a call's own flow: other uses of the same boto3 client behave as ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import botocore.session
+import httpx2
+from botocore import UNSIGNED
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.exceptions import (
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    ProxyConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
+from botocore.httpsession import get_cert_path
+from strands.models import BedrockModel
+from strands.types.content import Messages, SystemContentBlock
+from strands.types.streaming import StreamEvent
+from strands.types.tools import ToolChoice, ToolSpec
+
+from haltline.bridge import Flow
+from haltline.runs import live_token
+
+T = TypeVar("T")
+
+CANCEL_LOOK = 0.2  # seconds between looks at Strands' own cancel signal, which nothing but looking can tell
+IDLE_CONNECTIONS = 100
+IDLE_SECONDS = 60.0  # a connection that was idle for longer is not used again
+LONGEST_BACK_OFF = 20.0  # seconds
+_ATTEMPTS = {"legacy": 5, "standard": 3}  # as botocore documents them, where AWS_MAX_ATTEMPTS is not set
+_PASSING_STATUS = (429, 500, 502, 503, 504)
+_PASSING_CODES = ("Throttling", "ThrottlingException", "TooManyRequestsException", "ModelNotReadyException")
+_PASSING_ERRORS = (ConnectionClosedError, ConnectTimeoutError, EndpointConnectionError, ReadTimeoutError)
+_SERVICE = "bedrock-runtime"
+
+# Credentials that have run out are fetched over the network by blocking code.
+_signers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="aws-credentials")
+
+
+class RunStopped(Exception):
+    """The run was stopped: this call was ended with it, or not begun."""
+
+
+class StoppableBedrockModel(BedrockModel):
+    """Strands' BedrockModel, to be used in its place: same arguments, same behaviour, but for the stop.
+
+    A call ends, and its connection is closed, when the task that makes it is cancelled, or when the run's stop token
+    fires, from whatever thread or event loop the call is made (an agent inside of a tool). Connections of other calls
+    stay as they are.
+
+    Source: https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_ConverseStream.html
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As BedrockModel. Raises: what BedrockModel raises."""
+        super().__init__(*args, **kwargs)
+        self._attach()
+
+    @classmethod
+    def like(cls, model: BedrockModel) -> StoppableBedrockModel:
+        """A stoppable model with the client and the configuration of `model`, which stays usable."""
+        made = cls.__new__(cls)
+        made.__dict__.update(model.__dict__)
+        made._attach()
+        return made
+
+    def _attach(self) -> None:
+        self._connections = _Connections(self.client)
+        take_over(self.client)
+
+    async def aclose(self) -> None:
+        """Close the connections that are kept for the next call."""
+        await self._connections.aclose()
+
+    async def stream(
+        self,
+        messages: Messages,
+        tool_specs: list[ToolSpec] | None = None,
+        system_prompt: str | None = None,
+        *,
+        tool_choice: ToolChoice | None = None,
+        system_prompt_content: list[SystemContentBlock] | None = None,
+        cancel_signal: threading.Event | None = None,
+        structured_output_model: Any = None,
+        **kwargs: Any,
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """As BedrockModel.stream. Raises: RunStopped as well, in a thread whose run was stopped."""
+        if system_prompt and system_prompt_content is None:
+            system_prompt_content = [{"text": system_prompt}]
+        trailing = kwargs.get("dynamic_trailing_blocks", 0)
+
+        def work(emit: Callable[[Any], None]) -> None:
+            def callback(event: Any = None) -> None:
+                if event is not None:  # None says that it is over
+                    emit(event)
+
+            self._stream(
+                callback,
+                messages,
+                tool_specs,
+                system_prompt_content,
+                tool_choice,
+                trailing,
+                cancel_signal,
+                structured_output_model,
+            )
+
+        async with _Call(self._connections, cancel_signal) as call:
+            flow = Flow(work, call)
+            call.flow = flow
+            events = flow.events()
+            try:
+                async for event in events:
+                    yield event
+            except RunStopped:
+                if not (cancel_signal and cancel_signal.is_set()):
+                    raise
+            finally:
+                await events.aclose()
+
+
+class _Connections:
+    """The HTTP client of a model: one for the event loop of the main thread, one a call for any other."""
+
+    def __init__(self, client: Any) -> None:
+        config = client.meta.config
+        self._timeout = httpx2.Timeout(config.read_timeout, connect=config.connect_timeout, pool=None)
+        bundle = botocore.session.get_session().get_config_variable("ca_bundle")
+        self._tls = ssl.create_default_context(cafile=get_cert_path(bundle or True))
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._kept: httpx2.AsyncClient | None = None
+
+    def _make(self) -> httpx2.AsyncClient:
+        limits = httpx2.Limits(
+            max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS
+        )
+        return httpx2.AsyncClient(
+            timeout=self._timeout, limits=limits, verify=self._tls, headers={"accept-encoding": "identity"}
+        )
+
+    def get(self) -> tuple[httpx2.AsyncClient, bool]:
+        """A client, and whether it is only for this call."""
+        loop = asyncio.get_running_loop()
+        if self._kept is not None and self._loop is loop:
+            return self._kept, False
+        if threading.current_thread() is not threading.main_thread():
+            return self._make(), True  # an event loop that may be gone after this call
+        self._loop, self._kept = loop, self._make()
+        return self._kept, False
+
+    async def aclose(self) -> None:
+        if self._kept is not None and self._loop is asyncio.get_running_loop():
+            kept, self._kept = self._kept, None
+            await kept.aclose()
+
+
+class _Call:
+    """One call: its HTTP response, and what ends it early."""
+
+    def __init__(self, connections: _Connections, cancel_signal: threading.Event | None) -> None:
+        self._connections, self._cancel_signal = connections, cancel_signal
+        self._token = live_token.get()
+        self._loop = asyncio.get_running_loop()
+        self._client: httpx2.AsyncClient | None = None
+        self._own_client = False
+        self._response: httpx2.Response | None = None
+        self._waiting: asyncio.Timeout | None = None
+        self._ended = False
+        self._looking: asyncio.TimerHandle | None = None
+        self.flow: Flow[_Call]
+
+    async def __aenter__(self) -> _Call:
+        if self._token:
+            self._token.on_stop(self._stop)
+        if self._cancel_signal:
+            self._look()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._token:
+            self._token.off_stop(self._stop)
+        if self._looking:
+            self._looking.cancel()
+        await self.close()
+        if self._own_client and self._client:
+            await self._client.aclose()
+
+    async def close(self) -> None:
+        """Give the connection back where the answer was read to its end, close it where it was not."""
+        if self._response is not None:
+            await self._response.aclose()
+
+    # ---- being stopped
+    def _stop(self) -> None:
+        """Called inside StopToken.stop, in its thread."""
+        with suppress(RuntimeError):  # that loop has ended, and the call with it
+            self._loop.call_soon_threadsafe(self._end)
+
+    def _look(self) -> None:
+        if self._cancel_signal and self._cancel_signal.is_set():
+            self._end()
+        else:
+            self._looking = self._loop.call_later(CANCEL_LOOK, self._look)
+
+    def _end(self) -> None:
+        if not self._ended and self._waiting is not None:
+            self._waiting.reschedule(self._loop.time())
+        self._ended = True
+
+    def wait(self, make: Callable[[], Any]) -> Any:
+        """Await what `make` returns, from inside the flow. Raises: RunStopped when the call was ended early."""
+        return self.flow.wait(self._until_ended(make))
+
+    async def _until_ended(self, make: Callable[[], Any]) -> Any:
+        if self._ended or (self._token and self._token.stopped):
+            raise RunStopped
+        try:
+            async with asyncio.timeout(None) as self._waiting:
+                return await make()
+        except TimeoutError:
+            if self._ended:
+                raise RunStopped from None
+            raise
+        finally:
+            self._waiting = None
+
+    # ---- the bytes
+    def send(self, request: AWSPreparedRequest) -> AWSResponse:
+        """Send what botocore has signed; returns when the response's headers are there."""
+        response = self.wait(lambda: self._sent(request))
+        return AWSResponse(request.url, response.status_code, dict(response.headers), _Body(self, response))
+
+    async def _sent(self, request: AWSPreparedRequest) -> httpx2.Response:
+        await self.close()  # of the attempt before
+        if self._client is None:
+            self._client, self._own_client = self._connections.get()
+        headers = {k: v.decode() if isinstance(v, bytes) else str(v) for k, v in request.headers.items()}
+        try:
+            made = self._client.build_request(request.method, request.url, headers=headers, content=request.body)
+            self._response = await self._client.send(made, stream=True)
+        except httpx2.TransportError as error:
+            raise _as_botocore(error, request.url) from error
+        return self._response
+
+
+class _Body:
+    """A response's body in the form that botocore reads."""
+
+    def __init__(self, call: _Call, response: httpx2.Response) -> None:
+        self._call, self._response = call, response
+        self._chunks = response.aiter_raw()
+
+    def stream(self, *_: Any, **__: Any) -> Iterator[bytes]:
+        """The bytes as they come."""
+        while chunk := self._call.wait(self._next):
+            yield chunk
+
+    async def _next(self) -> bytes:
+        try:
+            return await anext(self._chunks, b"")
+        except httpx2.TransportError as error:
+            raise _as_botocore(error, str(self._response.url)) from error
+
+    def close(self) -> None:
+        """Close the connection, unless all has been read."""
+        self._call.flow.wait(self._response.aclose())
+
+
+def _as_botocore(error: httpx2.TransportError, url: str) -> HTTPClientError:
+    """The error that botocore would have raised."""
+    match error:
+        case httpx2.ConnectTimeout():
+            return ConnectTimeoutError(endpoint_url=url, error=error)
+        case httpx2.ReadTimeout() | httpx2.WriteTimeout():
+            return ReadTimeoutError(endpoint_url=url, error=error)
+        case httpx2.ProxyError():
+            return ProxyConnectionError(proxy_url=url, error=error)
+        case httpx2.ConnectError() if isinstance(_root(error), ssl.SSLError):
+            return SSLError(endpoint_url=url, error=error)
+        case httpx2.ConnectError():
+            return EndpointConnectionError(endpoint_url=url, error=error)
+        case _:
+            return ConnectionClosedError(endpoint_url=url, error=error)
+
+
+def _root(error: BaseException) -> BaseException:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
+
+
+# ---- what botocore asks
+def take_over(client: Any) -> None:
+    """Let calls that run in a flow go over asyncio. Once a client; others of its calls stay as they were.
+
+    Raises: RuntimeError where botocore's retries cannot be replaced: they sleep, and would hold up the event loop.
+    """
+    events = client.meta.events
+    events.unregister(f"needs-retry.{_SERVICE}", unique_id=f"retry-config-{_SERVICE}")
+    for name, handler in (("before-sign", _before_sign), ("before-send", _before_send)):
+        events.register(f"{name}.{_SERVICE}", handler, unique_id=f"haltline-{name}")
+    events.register(f"needs-retry.{_SERVICE}", _Retries(client), unique_id="haltline-needs-retry")
+
+
+def _current_call() -> _Call | None:
+    flow = Flow.current()
+    return flow.context if flow is not None and isinstance(flow.context, _Call) else None
+
+
+def _before_sign(request_signer: Any, signing_name: str, region_name: str, signature_version: Any, **_: Any) -> None:
+    """Have credentials that ran out fetched in a thread; signing then finds them fresh."""
+    if (call := _current_call()) and signature_version is not UNSIGNED:
+        loop = asyncio.get_running_loop()
+        call.wait(
+            lambda: loop.run_in_executor(
+                _signers, request_signer.get_auth_instance, signing_name, region_name, signature_version
+            )
+        )
+
+
+def _before_send(request: AWSPreparedRequest, **_: Any) -> AWSResponse | None:
+    call = _current_call()
+    return call.send(request) if call else None
+
+
+class _Retries:
+    """botocore's rule of what is tried again and when, its waiting done by asyncio."""
+
+    def __init__(self, client: Any) -> None:
+        config = client.meta.config.retries or {}
+        self._attempts = int(config.get("total_max_attempts") or _ATTEMPTS.get(config.get("mode", "legacy"), 3))
+
+    def __call__(self, attempts: int, response: Any, caught_exception: Any, **_: Any) -> float | None:
+        """Seconds that botocore is to sleep before it tries again, None where it is not to."""
+        if attempts >= self._attempts or not self._passing(response, caught_exception):
+            return None
+        delay = random.random() * min(2.0 ** (attempts - 1), LONGEST_BACK_OFF)  # noqa: S311 - spreads, hides nothing
+        if call := _current_call():
+            call.wait(lambda: asyncio.sleep(delay))
+            return 0.0
+        return delay
+
+    @staticmethod
+    def _passing(response: Any, caught_exception: Any) -> bool:
+        if response is None:
+            return isinstance(caught_exception, _PASSING_ERRORS)
+        http, parsed = response
+        return http.status_code in _PASSING_STATUS or parsed.get("Error", {}).get("Code") in _PASSING_CODES

@@ -51,6 +51,9 @@ class StepTurn:
     def seen(self, text: str) -> None:
         self.partial += text
 
+    def tell_threads(self) -> None:
+        self._agents.told += 1
+
     def snapshot(self, message: str, *, complete: bool) -> str:
         return json.dumps(repaired(self.history, self.partial))
 
@@ -64,7 +67,7 @@ class StepAgents:
         self.may_make, self.making = asyncio.Event(), asyncio.Event()
         self.may_make.set()
         self.stubborn = self.stops_itself = False
-        self.made = 0
+        self.made = self.told = 0
         self.states: list[dict[str, Any]] = []
 
     async def make(self) -> StepTurn:

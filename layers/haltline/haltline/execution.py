@@ -73,13 +73,12 @@ class Execution:
         gate = loop.create_future()
 
         def halt() -> None:
-            # Inside the token's own call, so that nothing that is ready to run comes in between: threads are told,
-            # and whatever the agent waits for is cancelled, the model call first of all.
-            if self._turn is not None:
-                self._turn.tell_threads()
+            # Inside the token's own call: whatever the agent waits for is cancelled before anything else may run.
             answer.cancel()
             if not gate.done():
                 gate.set_result(None)
+            if self._turn is not None:
+                self._turn.tell_threads()
 
         run.token.on_stop(halt)
         try:

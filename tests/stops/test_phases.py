@@ -1,0 +1,158 @@
+"""A stop in every phase: the frame, the upstream, the tools, the next turn. Beside it Strands' own model."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from haltline.events import Done, Stopped
+from haltline.runs import Outcome, StopReason
+from tests.fake_bedrock import RunningFakeBedrock
+from tests.stops.agents import COLD
+from tests.stops.bench import SOON, Bench, benched, new_name, script
+from tests.stops.figures import figure, percentile, spread
+from tests.stops.phases import PHASES, Phase, open_call, script_of
+
+ROUNDS = 2  # of each phase, times `rounds`
+
+
+async def one_stop(bench: Bench, phase: Phase) -> tuple[float | None, float | None]:
+    """Stop one run in `phase`, check all that is promised. Returns ms to the frame and to the closed upstream.
+
+    None where it ended by itself, and where no call was open.
+    """
+    name = new_name(phase.name.replace(" ", "-"))
+    COLD["gate"] = asyncio.Event()
+    talk = await bench.start(name, script(**script_of(phase, name)))
+    talk.probe.hold_second_call = phase.hold_second_call
+    await phase.reached(bench, talk, name)
+    halted = await talk.halt()
+    COLD["gate"].set()
+
+    # the run
+    frame_ms: float | None = halted.frame_ms
+    if halted.events[-1] == Done():  # only a run that was about to end may have done so
+        assert phase.name == "finishing"
+        assert halted.receipt.outcome is Outcome.DONE
+        frame_ms = None
+    else:
+        assert halted.events[-1] == Stopped()
+        assert (halted.receipt.outcome, halted.receipt.reason) == (Outcome.STOPPED, StopReason.USER)
+    assert await talk.kept() == (halted.text, halted.text)
+
+    # the tools
+    if "blocks" in str(phase.script):
+        assert await asyncio.to_thread(talk.probe.told.wait, SOON), "the thread was not told"
+    if not phase.hold_second_call:
+        assert not {"waits", "counts"} & set(talk.probe.left), "a tool went on"
+
+    # the provider
+    closed_ms = None
+    called = open_call(phase, name)
+    if phase.upstream:
+        closed = await bench.logged(called, "closed", "completed")
+        assert closed["event"] == "closed", closed
+        assert closed["phase"] == phase.upstream
+        assert closed["sent_after_close"] == 0
+        closed_ms = (closed["at"] - halted.stopped_at) * 1000
+    late = [
+        line
+        for line in bench.fake.log()
+        if line["event"] == "request" and str(line.get("name", "")).startswith(name) and line["at"] > halted.stopped_at
+    ]
+    assert not late, "the model was called after the stop"
+
+    # the next turn
+    assert await bench.next_turn(name) == "fine again"
+    assert not [line for line in bench.fake.log() if line["event"] == "invalid"]
+    return frame_ms, closed_ms
+
+
+@pytest.mark.parametrize("transport", ["plain", "tls"])
+async def test_a_stop_in_every_phase(
+    transport: str, request: pytest.FixtureRequest, aws: Any, valkey_url: str, tmp_path: Path, rounds: int
+) -> None:
+    fake: RunningFakeBedrock = request.getfixturevalue(transport)
+    frames: list[float] = []
+    closes: list[float] = []
+    for agent, attempts in sorted({(p.agent, p.attempts) for p in PHASES}):
+        aws(fake, attempts)
+        async with benched(fake, valkey_url, tmp_path, agent=agent) as bench:
+            await warm_up(bench)
+            for phase in PHASES:
+                if (phase.agent, phase.attempts) != (agent, attempts):
+                    continue
+                found = [await one_stop(bench, phase) for _ in range(ROUNDS * rounds)]
+                for total, mine, what in (
+                    (frames, [frame for frame, _ in found if frame is not None], "closing frame"),
+                    (closes, [closed for _, closed in found if closed is not None], "closed upstream"),
+                ):
+                    total += mine
+                    if mine:
+                        figure(f"{transport}: {phase.name}: to the {what}", spread(mine))
+    figure(f"{transport}: ALL PHASES: stop to closing frame", spread(frames))
+    figure(f"{transport}: ALL PHASES: stop to closed upstream", spread(closes))
+    figure(f"{transport}: beside it, a bare connection's close", spread(await bare_closes(fake, 5 * rounds)))
+    if rounds > 1:  # of a few stops, beside other tests, a percentile tells nothing
+        assert percentile(closes, 0.99) <= 5
+        assert max(closes) <= 20
+        assert percentile(frames, 0.5) <= 2
+        assert percentile(frames, 0.99) <= 10
+
+
+async def bare_closes(fake: RunningFakeBedrock, count: int) -> list[float]:
+    """What the machine takes for it: a plain client closes its connection, the server sees it. In ms."""
+    found = []
+    context = ssl.create_default_context(cafile=str(fake.cert)) if fake.cert else None
+    for _ in range(count):
+        _, writer = await asyncio.open_connection("127.0.0.1", fake.port, ssl=context)
+        port = writer.get_extra_info("sockname")[1]
+        await asyncio.sleep(0.02)  # the server has accepted it
+        at = time.monotonic()
+        writer.transport.abort()
+        line = await asyncio.to_thread(
+            fake.wait_for,
+            lambda line, port=port, at=at: (  # type: ignore[misc]
+                line["event"] == "connection_closed" and line["connection"] == port and line["at"] >= at
+            ),
+        )
+        found.append((line["at"] - at) * 1000)
+    return found
+
+
+async def warm_up(bench: Bench) -> None:
+    """The first call pays for imports and connections."""
+    COLD["gate"] = asyncio.Event()
+    COLD["gate"].set()
+    await bench.next_turn(new_name("warm"))
+
+
+@pytest.mark.parametrize("name", ["before headers", "before the first token", "between tokens"])
+async def test_the_stock_model_is_not_closed(
+    name: str, plain: RunningFakeBedrock, aws: Any, valkey_url: str, tmp_path: Path
+) -> None:
+    """Strands' BedrockModel under the same stop: the run halts, its call goes on to the end."""
+    aws(plain)
+    scripts: dict[str, dict[str, Any]] = {
+        "before headers": {"headers_ms": 400, "text": "still here"},
+        "before the first token": {"delay_ms": 400, "text": "still here"},
+        "between tokens": {"text": "on and on ", "repeat": 20, "pace_ms": 5},
+    }
+    async with benched(plain, valkey_url, tmp_path, provider="tests.stops.agents:stock") as bench:
+        called = new_name("stock")
+        talk = await bench.start(called, script(name=called, **scripts[name]))
+        await (talk.heard(2) if name == "between tokens" else bench.logged(called, "request"))
+        halted = await talk.halt()
+        assert halted.events[-1] == Stopped()
+        line = await bench.logged(called, "closed", "completed")
+        late = (line["at"] - halted.stopped_at) * 1000
+        figure(
+            f"stock BedrockModel: {name}", f"{line['event']} {late:.0f} ms after the stop, {line['sent']} chunks sent"
+        )
+        assert line["event"] == "completed"
+        assert halted.receipt.upstream_closed_ms is None  # nothing is claimed that is not known

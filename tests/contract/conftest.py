@@ -15,8 +15,8 @@ import httpx2 as httpx
 import pytest
 import redis.asyncio as redis
 
-from tests.contract.bedrock import FakeBedrock
 from tests.contract.client import http_client, new_chat, script
+from tests.fake_bedrock import RunningFakeBedrock, running_fake_bedrock
 from tests.stack import Replica, Stack, running_stack
 
 
@@ -100,14 +100,14 @@ class Variants:
     patient: Replica
     bedrock: Replica
     stack: Stack
-    fake_bedrock: FakeBedrock
+    fake_bedrock: RunningFakeBedrock
 
 
 @pytest.fixture(scope="session")
 def variants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variants]:
     directory = Path(tmp_path_factory.mktemp("variants"))
     agents = "tests.contract.agents"
-    with FakeBedrock() as fake, running_stack(directory, replicas=0) as stack:
+    with running_fake_bedrock(directory / "bedrock") as fake, running_stack(directory, replicas=0) as stack:
         settings: dict[str, dict[str, str]] = {
             "own_agent": {"AGENT": f"{agents}:make"},
             "own_model": {"AGENT": f"{agents}:make_later", "MODEL_PROVIDER": f"{agents}:make_model"},

@@ -136,9 +136,8 @@ async def test_a_model_that_wants_an_inference_profile_is_named(http: httpx.Asyn
 
 async def test_a_stop_reaches_into_the_back_off_of_bedrock(http: httpx.AsyncClient, variants: Variants) -> None:
     chat = new_chat()
-    variants.fake_bedrock.asked.clear()
     async with sending(http, variants.bedrock, chat, "throttle me") as turn:
-        assert await asyncio.to_thread(variants.fake_bedrock.asked.wait, 10)
+        await asyncio.to_thread(variants.fake_bedrock.wait_for, lambda line: line.get("text") == "throttle me", 10)
         assert (await stop(http, variants.own_agent, chat, wait="3"))["status"] == "stopped"
         assert (await turn.finish(3)).closing == [STOPPED]
     assert await messages_of(http, variants.own_agent, chat) == said("throttle me", "", stopped=True)

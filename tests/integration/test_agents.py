@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from strands import Agent, ToolContext, tool
 from strands.hooks import BeforeModelCallEvent, BeforeToolCallEvent
+from strands.vended_tools import stop
 
 from haltline.agent import AgentSource
 from haltline.chat_index import ChatIndex
@@ -23,6 +25,7 @@ from haltline.runner import Deps, Runner
 from haltline.runs import Arrival, Outcome, StopReason
 from haltline.scripted import ScriptedModel
 from haltline.settings import Settings
+from local.fake_bedrock.history import invalid_history
 from tests.integration.steps import StepStore
 
 SOON = 10.0  # seconds: a deadline for what must happen, never a measure
@@ -45,6 +48,17 @@ def where(tool_context: ToolContext) -> str:
 
 def plain(model: Any) -> Agent:
     return Agent(model=model, tools=[slow, where], callback_handler=None)
+
+
+def stops_itself(model: Any) -> Agent:
+    return Agent(model=model, tools=[stop, stop_of_old], callback_handler=None)
+
+
+@tool(context=True)
+def stop_of_old(tool_context: ToolContext) -> str:
+    """End the run, as strands_tools.stop does it."""
+    tool_context.invocation_state["request_state"]["stop_event_loop"] = True
+    return "stopping"
 
 
 def own_model(model: Any) -> Agent:
@@ -183,6 +197,27 @@ async def test_an_interrupt_does_not_break_the_chat(chat_with: Any) -> None:
             "The agent asked for a person's decision (an interrupt), which this chat cannot give."
         )
     assert (await chat.say(WORDS))[-1] == Done()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the older stop tool
+@pytest.mark.parametrize(
+    ("use", "text"),
+    [({"name": "stop", "input": {"message": "That is all."}}, "That is all."), ({"name": "stop_of_old"}, "")],
+)
+async def test_a_stop_by_the_models_own_tool(chat_with: Any, use: dict[str, Any], text: str) -> None:
+    chat = chat_with(stops_itself)
+    execution = await chat.start(f"/script {json.dumps({'tool': use, 'text': 'never said'})}")
+    events = await rest(execution)
+    assert events[-1] == Stopped()
+    assert said(events) == text
+    receipt = await execution.ended(SOON)
+    assert receipt is not None
+    assert (receipt.outcome, receipt.reason) == (Outcome.STOPPED, StopReason.AGENT)
+    assert (await chat.transcript())[-1] == ("assistant", text)
+    assert (await chat.say(WORDS))[-1] == Done()  # and the model was shown a history that Bedrock accepts
+    history = json.loads((await chat.store.load(chat.chat_id)).snapshot or "")["data"]["messages"]
+    again = {"role": "user", "content": [{"text": "again"}]}
+    assert invalid_history({"messages": [*history, again], "toolConfig": {"tools": [{}]}}) is None
 
 
 async def test_text_that_cannot_be_written_costs_nobody_the_answer(chat_with: Any) -> None:

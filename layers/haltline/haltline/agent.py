@@ -56,7 +56,7 @@ class AgentTurn:
 
     async def events(self, message: str, invocation_state: dict[str, Any]) -> AsyncGenerator[Text, None]:
         """Run the agent on the user's message. Ends when the agent does; raises what the agent raises."""
-        joiner = TextJoiner()
+        joiner, last = TextJoiner(), None
         self._restored = list(self._agent.messages)
         async for event in self._agent.stream_async(message, invocation_state=invocation_state, limits=self._limits):
             if "data" in event:
@@ -66,8 +66,11 @@ class AgentTurn:
                 if rest := joiner.flush():
                     yield Text(rest)
                 self._partial.clear()
+                last = event["message"]
             elif "result" in event:
                 self._conclude(event["result"])
+                if self.stopped_itself and (words := self._last_words(last)):
+                    yield Text(words)
 
     def seen(self, text: str) -> None:
         """Note that the user has this piece of the message under way: a halted run's history keeps just that."""
@@ -89,6 +92,13 @@ class AgentTurn:
             raise AgentError("The answer reached MAX_OUTPUT_TOKENS. Send another message to go on.")
         if reason == "interrupt":
             raise AgentError("The agent asked for a person's decision (an interrupt), which this chat cannot give.")
+
+    def _last_words(self, last: Any) -> str:
+        """What an agent that stopped itself says at the end: Strands puts it into the history and streams it not."""
+        final: Any = self._agent.messages[-1] if self._agent.messages else {}
+        if final == last or final.get("role") != "assistant":
+            return ""
+        return valid_text("".join(block["text"] for block in final["content"] if "text" in block))
 
     def snapshot(self, message: str, *, complete: bool) -> str:
         """The agent's state; where the run on `message` was cut off, with a history that the next call accepts."""

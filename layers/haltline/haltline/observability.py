@@ -28,6 +28,12 @@ class _ToLoguru(logging.Handler):
         logger.opt(depth=6, exception=record.exc_info).log(level, "logger=<{}> | {}", record.name, record.getMessage())
 
 
+_CHATTY = (
+    *("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "httpx2", "httpcore2"),
+    *("openai", "botocore", "strands", "asyncio"),
+)
+
+
 def configure_logging(settings: Settings) -> None:
     """Log to stderr, JSON in production; to rotating files too where LOG_DIR is set (10 MB each, 10 kept)."""
     production = settings.environment == "production"
@@ -42,7 +48,7 @@ def configure_logging(settings: Settings) -> None:
     logging.basicConfig(
         handlers=[_ToLoguru()], level=settings.log_level if settings.log_level != "TRACE" else "DEBUG", force=True
     )
-    for chatty in ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "openai", "botocore", "strands", "asyncio"):
+    for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()

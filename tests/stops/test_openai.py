@@ -1,0 +1,103 @@
+"""The local model, as any OpenAI-compatible one: a stop closes the connection of its call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from haltline.agent import AgentSource
+from haltline.chat_index import ChatIndex
+from haltline.chats import FileChatStore
+from haltline.events import Stopped
+from haltline.observability import Metrics
+from haltline.redis_bus import RedisBus
+from haltline.runner import Deps, Runner
+from haltline.runs import Arrival
+from haltline.settings import Settings
+from tests.stops.agents import Probe
+from tests.stops.bench import SOON, Bench, Talk, new_name
+from tests.stops.figures import figure, percentile, spread
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+
+
+class Upstream:
+    """Streams chat completions, silent at first where the message says so, and notes when its client left."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.asked, self.left_at = asyncio.Event(), asyncio.get_running_loop().create_future()
+        self.sent_after = 0
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[Upstream]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with server:
+            yield self
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = next(int(line.partition(":")[2]) for line in head.split("\r\n") if line.startswith("content-length:"))
+        body = json.loads(await reader.readexactly(length))
+        self.asked.set()
+        asked = str(body["messages"][-1]["content"])
+        talking = asyncio.create_task(self._talk(writer, asked))
+        with contextlib.suppress(ConnectionError):
+            await reader.read()  # until the client leaves
+        self.left_at.set_result(time.monotonic())
+        talking.cancel()
+        writer.close()
+
+    async def _talk(self, writer: asyncio.StreamWriter, asked: str) -> None:
+        if "no headers" in asked:
+            return
+        writer.write(HEAD)
+        if "no token" in asked:
+            return
+        while True:
+            chunk = {"choices": [{"index": 0, "delta": {"content": "on "}, "finish_reason": None}]}
+            writer.write(f"data: {json.dumps({'id': 'x', 'object': 'chat.completion.chunk', **chunk})}\n\n".encode())
+            self.sent_after += self.left_at.done()
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("asked", ["no headers", "no token", "talk"])
+async def test_a_stop_closes_the_call_of_an_openai_compatible_model(
+    asked: str, valkey_url: str, tmp_path: Path, rounds: int
+) -> None:
+    found = []
+    for _ in range(rounds):
+        async with (
+            Upstream().serving() as upstream,
+            RedisBus(valkey_url, "owner", stop_ttl=3600, poll_interval=30, run_timeout=600) as owner,
+            RedisBus(valkey_url, "stopper", stop_ttl=3600, poll_interval=30, run_timeout=600) as stopper,
+        ):
+            settings = Settings(model_provider="local", local_model_url=upstream.url, session_dir=tmp_path)
+            store = FileChatStore(tmp_path)
+            agents = AgentSource(settings)
+            runner = Runner(Deps(owner, store, ChatIndex(owner.redis, owner, store), agents, Metrics(), 600))
+            fake: Any = None
+            chat = new_name("openai")
+            execution = await runner.start(chat, asked, Arrival())
+            talk = Talk(Bench(runner, store, owner, stopper, fake), chat, execution, Probe())
+            async with asyncio.timeout(SOON):
+                await (talk.heard(3) if asked == "talk" else upstream.asked.wait())
+                halted = await talk.halt()
+                left_at = await upstream.left_at
+            assert halted.events[-1] == Stopped()
+            assert halted.receipt.upstream_closed_ms is not None
+            assert upstream.sent_after == 0
+            found.append((left_at - halted.stopped_at) * 1000)
+    figure(f"OpenAI-compatible: {asked}: to the closed upstream", spread(found))
+    if rounds > 1:
+        assert percentile(found, 0.99) <= 5
+        assert max(found) <= 20

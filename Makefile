@@ -9,7 +9,7 @@ UV := .uv/bin/uv
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11
 ARGS ?=
 
-.PHONY: help run test check format lock clean-venv
+.PHONY: help run test stops check format lock clean-venv
 
 help: ## this list
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ run: $(VENV)/.run ## the chat on http://127.0.0.1:8000: embedded Valkey, three r
 
 test: $(VENV)/.dev ## every test that needs no AWS and no Docker
 	$(PY) -m pytest $(ARGS)
+
+stops: $(VENV)/.dev ## stops in every phase, at random moments and in every order, thousands of them, with the figures
+	STOPS_FULL=1 $(PY) -m pytest -n 0 --timeout 900 $(or $(ARGS),tests/stops tests/protocol)
 
 check: $(VENV)/.dev ## ruff, mypy --strict, import directions, locks in step
 	$(PY) -m ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ __all__ = ["valkey_url"]
 
 
 @pytest.fixture(scope="session")
-def rounds(pytestconfig: pytest.Config) -> int:
+def rounds() -> int:
     """1 in `make test`, 20 in `make stops`: every count of the suite is a multiple of it."""
-    return 20 if pytestconfig.getoption("--stops-full", default=False) else 1
+    return 20 if os.environ.get("STOPS_FULL") else 1
 
 
 @pytest.fixture(scope="session")

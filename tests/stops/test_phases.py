@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from strands import Agent
 
 from haltline.events import Done, Stopped
 from haltline.runs import Outcome, StopReason
 from tests.fake_bedrock import RunningFakeBedrock
-from tests.stops.agents import COLD
+from tests.stops.agents import COLD, stock
 from tests.stops.bench import SOON, Bench, benched, new_name, script
 from tests.stops.figures import figure, percentile, spread
 from tests.stops.phases import PHASES, Phase, open_call, script_of
@@ -132,27 +134,42 @@ async def warm_up(bench: Bench) -> None:
     await bench.next_turn(new_name("warm"))
 
 
-@pytest.mark.parametrize("name", ["before headers", "before the first token", "between tokens"])
+SILENCES: dict[str, dict[str, Any]] = {
+    "before headers": {"headers_ms": 400, "text": "still here"},
+    "before the first token": {"delay_ms": 400, "text": "still here"},
+    "stalled": {"stall_after": 2, "stall_ms": 400, "text": "one two three", "pace_ms": 1},
+}
+
+
+@pytest.mark.parametrize("way", ["task.cancel()", "agent.cancel()", "under our stop"])
+@pytest.mark.parametrize("silence", SILENCES)
 async def test_the_stock_model_is_not_closed(
-    name: str, plain: RunningFakeBedrock, aws: Any, valkey_url: str, tmp_path: Path
+    silence: str, way: str, plain: RunningFakeBedrock, aws: Any, valkey_url: str, tmp_path: Path
 ) -> None:
-    """Strands' BedrockModel under the same stop: the run halts, its call goes on to the end."""
+    """Strands' BedrockModel in the same silences: its call goes on until the model speaks again, or to its end."""
     aws(plain)
-    scripts: dict[str, dict[str, Any]] = {
-        "before headers": {"headers_ms": 400, "text": "still here"},
-        "before the first token": {"delay_ms": 400, "text": "still here"},
-        "between tokens": {"text": "on and on ", "repeat": 20, "pace_ms": 5},
-    }
-    async with benched(plain, valkey_url, tmp_path, provider="tests.stops.agents:stock") as bench:
-        called = new_name("stock")
-        talk = await bench.start(called, script(name=called, **scripts[name]))
-        await (talk.heard(2) if name == "between tokens" else bench.logged(called, "request"))
-        halted = await talk.halt()
-        assert halted.events[-1] == Stopped()
-        line = await bench.logged(called, "closed", "completed")
-        late = (line["at"] - halted.stopped_at) * 1000
-        figure(
-            f"stock BedrockModel: {name}", f"{line['event']} {late:.0f} ms after the stop, {line['sent']} chunks sent"
-        )
-        assert line["event"] == "completed"
-        assert halted.receipt.upstream_closed_ms is None  # nothing is claimed that is not known
+    called = new_name("stock")
+    message = script(name=called, **SILENCES[silence])
+    if way == "under our stop":
+        async with benched(plain, valkey_url, tmp_path, provider="tests.stops.agents:stock") as bench:
+            talk = await bench.start(called, message)
+            await (talk.heard(2) if silence == "stalled" else bench.logged(called, "request"))
+            halted = await talk.halt()
+            assert halted.events[-1] == Stopped()  # the run halts all the same
+            assert halted.receipt.upstream_closed_ms is None  # and nothing is claimed that is not known
+            at = halted.stopped_at
+    else:
+        agent = Agent(model=stock(), callback_handler=None)
+        running = asyncio.create_task(agent.invoke_async(message))
+        await asyncio.to_thread(plain.wait_for, lambda line: line.get("name") == called)
+        await asyncio.sleep(0.05)  # the two words before the silence
+        at = time.monotonic()
+        (running if way == "task.cancel()" else agent).cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+    line = await asyncio.to_thread(
+        plain.wait_for, lambda line: line.get("name") == called and line["event"] in ("closed", "completed")
+    )
+    late = (line["at"] - at) * 1000
+    figure(f"stock BedrockModel, {way}: {silence}", f"{line['event']} {late:.0f} ms after, {line['sent']} chunks sent")
+    assert late > 20, "the stock model passes the bar: is the test still able to fail?"

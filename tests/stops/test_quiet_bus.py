@@ -36,6 +36,7 @@ async def spent(bus: RedisBus, looks: int) -> dict[str, int]:
         await next_of(looked)
     after = await commands(bus.redis)
     bus.watch.look = look  # type: ignore[method-assign]
+    # (A connection that the pool opens meanwhile says hello: not a cost of chats.)
     return {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
 
 
@@ -60,7 +61,8 @@ async def test_what_a_quiet_chat_costs(valkey_url: str, monkeypatch: Any) -> Non
             while len(runs) < count:
                 runs.append(Run(new_name("quiet"), new_run_id(), Arrival()))
                 await bus.begin(runs[-1])
-            found[count] = await spent(bus, INTERVALS)
+            cost = await spent(bus, INTERVALS)
+            found[count] = {name: calls for name, calls in cost.items() if name not in ("hello", "client|setinfo")}
         for run in runs:
             await bus.end(run, Receipt(run.run_id, Outcome.DONE))
     for count, cost in found.items():

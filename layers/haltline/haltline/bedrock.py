@@ -13,10 +13,10 @@ import asyncio
 import random
 import ssl
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import botocore.session
 import httpx2
@@ -39,8 +39,6 @@ from strands.types.tools import ToolChoice, ToolSpec
 
 from haltline.bridge import Flow
 from haltline.runs import live_token
-
-T = TypeVar("T")
 
 CANCEL_LOOK = 0.2  # seconds between looks at Strands' own cancel signal, which nothing but looking can tell
 IDLE_CONNECTIONS = 100
@@ -174,7 +172,11 @@ class _Connections:
 
 
 class _Call:
-    """One call: its HTTP response, and what ends it early."""
+    """One call: the task that carries its bytes, and what ends it early.
+
+    The carrier is cancelled once and never again, whatever happens to the task that makes the call: closing a
+    connection takes some steps, and a second cancellation among them would leave it open.
+    """
 
     def __init__(self, connections: _Connections, cancel_signal: threading.Event | None) -> None:
         self._connections, self._cancel_signal = connections, cancel_signal
@@ -182,9 +184,9 @@ class _Call:
         self._loop = asyncio.get_running_loop()
         self._client: httpx2.AsyncClient | None = None
         self._own_client = False
-        self._response: httpx2.Response | None = None
-        self._waiting: asyncio.Timeout | None = None
-        self._ended = False
+        self._carrier: asyncio.Task[None] | None = None
+        self._carried: asyncio.Queue[Any] = asyncio.Queue()  # a response, then bytes, b"" at the end; or an error
+        self._stopped = self._loop.create_future()
         self._looking: asyncio.TimerHandle | None = None
         self.flow: Flow[_Call]
 
@@ -205,9 +207,10 @@ class _Call:
             await self._client.aclose()
 
     async def close(self) -> None:
-        """Give the connection back where the answer was read to its end, close it where it was not."""
-        if self._response is not None:
-            await self._response.aclose()
+        """Close the connection, unless the answer was read to its end. Returns when that is done."""
+        if self._carrier is not None and not self._carrier.done():
+            self._carrier.cancel()
+            await asyncio.wait({self._carrier})
 
     # ---- being stopped
     def _stop(self) -> None:
@@ -222,67 +225,81 @@ class _Call:
             self._looking = self._loop.call_later(CANCEL_LOOK, self._look)
 
     def _end(self) -> None:
-        if not self._ended and self._waiting is not None:
-            self._waiting.reschedule(self._loop.time())
-        self._ended = True
+        if self._stopped.done():
+            return
+        self._stopped.set_result(None)
+        self._carried.put_nowait(RunStopped())
+        if self._carrier is not None and not self._carrier.done() and not self._carrier.cancelling():
+            self._carrier.cancel()
 
-    def wait(self, make: Callable[[], Any]) -> Any:
-        """Await what `make` returns, from inside the flow. Raises: RunStopped when the call was ended early."""
-        return self.flow.wait(self._until_ended(make))
+    def wait(self, awaitable: Awaitable[Any]) -> None:
+        """Await from inside the flow. Raises: RunStopped when the call was ended meanwhile."""
+        self.flow.wait(self._either(asyncio.ensure_future(awaitable)))
 
-    async def _until_ended(self, make: Callable[[], Any]) -> Any:
-        if self._ended or (self._token and self._token.stopped):
-            raise RunStopped
+    async def _either(self, task: asyncio.Future[Any]) -> None:
         try:
-            async with asyncio.timeout(None) as self._waiting:
-                return await make()
-        except TimeoutError:
-            if self._ended:
-                raise RunStopped from None
-            raise
+            await asyncio.wait({task, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise RunStopped
+            task.result()
         finally:
-            self._waiting = None
+            task.cancel()
 
     # ---- the bytes
     def send(self, request: AWSPreparedRequest) -> AWSResponse:
         """Send what botocore has signed; returns when the response's headers are there."""
-        response = self.wait(lambda: self._sent(request))
-        return AWSResponse(request.url, response.status_code, dict(response.headers), _Body(self, response))
+        response = self.flow.wait(self._sent(request))
+        return AWSResponse(request.url, response.status_code, dict(response.headers), _Body(self))
 
-    async def _sent(self, request: AWSPreparedRequest) -> httpx2.Response:
+    async def _sent(self, request: AWSPreparedRequest) -> Any:
         await self.close()  # of the attempt before
+        if self._stopped.done() or (self._token and self._token.stopped):
+            raise RunStopped
         if self._client is None:
             self._client, self._own_client = self._connections.get()
+        self._carrier = asyncio.create_task(self._carry(self._client, request))
+        return await self.next()
+
+    async def next(self) -> Any:
+        """What is carried next. Raises: what went wrong with it, as botocore would have said it."""
+        carried = await self._carried.get()
+        if isinstance(carried, Exception):
+            raise carried
+        return carried
+
+    async def _carry(self, client: httpx2.AsyncClient, request: AWSPreparedRequest) -> None:
         headers = {k: v.decode() if isinstance(v, bytes) else str(v) for k, v in request.headers.items()}
+        made = client.build_request(request.method, request.url, headers=headers, content=request.body)
+        response = None
         try:
-            made = self._client.build_request(request.method, request.url, headers=headers, content=request.body)
-            self._response = await self._client.send(made, stream=True)
+            response = await client.send(made, stream=True)
+            self._carried.put_nowait(response)
+            async for chunk in response.aiter_raw():
+                self._carried.put_nowait(chunk)
+            self._carried.put_nowait(b"")
         except httpx2.TransportError as error:
-            raise _as_botocore(error, request.url) from error
-        return self._response
+            self._carried.put_nowait(_as_botocore(error, request.url))
+        except Exception as error:
+            self._carried.put_nowait(error)
+        finally:
+            if response is not None:
+                await response.aclose()
 
 
 class _Body:
     """A response's body in the form that botocore reads."""
 
-    def __init__(self, call: _Call, response: httpx2.Response) -> None:
-        self._call, self._response = call, response
-        self._chunks = response.aiter_raw()
+    def __init__(self, call: _Call) -> None:
+        self._call = call
 
     def stream(self, *_: Any, **__: Any) -> Iterator[bytes]:
         """The bytes as they come."""
-        while chunk := self._call.wait(self._next):
+        while chunk := self._call.flow.wait(self._call.next()):
             yield chunk
-
-    async def _next(self) -> bytes:
-        try:
-            return await anext(self._chunks, b"")
-        except httpx2.TransportError as error:
-            raise _as_botocore(error, str(self._response.url)) from error
 
     def close(self) -> None:
         """Close the connection, unless all has been read."""
-        self._call.flow.wait(self._response.aclose())
+        self._call.flow.wait(self._call.close())
 
 
 def _as_botocore(error: httpx2.TransportError, url: str) -> HTTPClientError:
@@ -330,11 +347,8 @@ def _before_sign(request_signer: Any, signing_name: str, region_name: str, signa
     """Have credentials that ran out fetched in a thread; signing then finds them fresh."""
     if (call := _current_call()) and signature_version is not UNSIGNED:
         loop = asyncio.get_running_loop()
-        call.wait(
-            lambda: loop.run_in_executor(
-                _signers, request_signer.get_auth_instance, signing_name, region_name, signature_version
-            )
-        )
+        fetch = request_signer.get_auth_instance
+        call.wait(loop.run_in_executor(_signers, fetch, signing_name, region_name, signature_version))
 
 
 def _before_send(request: AWSPreparedRequest, **_: Any) -> AWSResponse | None:
@@ -355,7 +369,7 @@ class _Retries:
             return None
         delay = random.random() * min(2.0 ** (attempts - 1), LONGEST_BACK_OFF)  # noqa: S311 - spreads, hides nothing
         if call := _current_call():
-            call.wait(lambda: asyncio.sleep(delay))
+            call.wait(asyncio.sleep(delay))
             return 0.0
         return delay
 

@@ -51,6 +51,10 @@ class Halted:
     frame_ms: float
 
     @property
+    def frame_at(self) -> float:
+        return self.stopped_at + self.frame_ms / 1000
+
+    @property
     def text(self) -> str:
         return "".join(e.text for e in self.events if isinstance(e, Text))
 

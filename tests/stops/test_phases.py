@@ -65,7 +65,7 @@ async def one_stop(bench: Bench, phase: Phase) -> tuple[float | None, float | No
     late = [
         line
         for line in bench.fake.log()
-        if line["event"] == "request" and str(line.get("name", "")).startswith(name) and line["at"] > halted.stopped_at
+        if line["event"] == "request" and str(line.get("name", "")).startswith(name) and line["at"] > halted.frame_at
     ]
     assert not late, "the model was called after the stop"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import ssl
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -188,6 +189,7 @@ class _Call:
         self._carried: asyncio.Queue[Any] = asyncio.Queue()  # a response, then bytes, b"" at the end; or an error
         self._stopped = self._loop.create_future()
         self._looking: asyncio.TimerHandle | None = None
+        self._socket: Any = None  # of a connection in another thread
         self.flow: Flow[_Call]
 
     async def __aenter__(self) -> _Call:
@@ -215,6 +217,9 @@ class _Call:
     # ---- being stopped
     def _stop(self) -> None:
         """Called inside StopToken.stop, in its thread."""
+        if self._socket is not None:  # the thread of this call may get its turn only some ms later
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
         with suppress(RuntimeError):  # that loop has ended, and the call with it
             self._loop.call_soon_threadsafe(self._end)
 
@@ -269,7 +274,10 @@ class _Call:
 
     async def _carry(self, client: httpx2.AsyncClient, request: AWSPreparedRequest) -> None:
         headers = {k: v.decode() if isinstance(v, bytes) else str(v) for k, v in request.headers.items()}
-        made = client.build_request(request.method, request.url, headers=headers, content=request.body)
+        notes = {"trace": self._note_socket} if self._own_client else {}
+        made = client.build_request(
+            request.method, request.url, headers=headers, content=request.body, extensions=notes
+        )
         response = None
         try:
             response = await client.send(made, stream=True)
@@ -284,6 +292,11 @@ class _Call:
         finally:
             if response is not None:
                 await response.aclose()
+
+    async def _note_socket(self, event: str, told: dict[str, Any]) -> None:
+        """See https://www.encode.io/httpcore/extensions/#trace."""
+        if event == "connection.connect_tcp.complete":
+            self._socket = told["return_value"].get_extra_info("socket")
 
 
 class _Body:

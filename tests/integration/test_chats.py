@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from haltline.chats import ChatDocument, ChatStoreError, FileChatStore, VersionConflict
+from haltline.chats import UNREADABLE, ChatDocument, ChatStoreError, FileChatStore, VersionConflict
 
 RUN = "01JD8X5W3ZJ7V5Q9T4N2M6K8R0"
 
@@ -60,7 +60,7 @@ async def file_of(store: FileChatStore, directory: Path, chat_id: str) -> Path:
 async def test_a_chat_nobody_wrote_is_empty(store: FileChatStore, directory: Path) -> None:
     assert await store.load("trip") == ChatDocument(chat_id="trip")
     assert await store.scan() == []
-    assert await store.delete("nobody") is False
+    await store.delete(ChatDocument(chat_id="nobody"))
 
 
 async def test_what_is_saved_is_loaded(store: FileChatStore) -> None:
@@ -92,8 +92,11 @@ async def test_each_save_raises_the_version_by_one(store: FileChatStore) -> None
 
 
 async def test_delete(store: FileChatStore, directory: Path) -> None:
-    await store.save(chat("trip", "Hello"))
-    assert [await store.delete("trip"), await store.delete("trip")] == [True, False]
+    document = chat("trip", "Hello")
+    await store.save(document)
+    await store.delete(document)
+    with pytest.raises(VersionConflict):
+        await store.delete(document)
     assert await store.load("trip") == ChatDocument(chat_id="trip")
     assert files(directory) == set()
 
@@ -103,7 +106,7 @@ async def test_scan_tells_each_chat_once(store: FileChatStore, directory: Path) 
     await store.save(chat("one", "a"))
     await store.save(chat("two", "a", "b"))
     await store.save(chat("gone", "a"))
-    await store.delete("gone")
+    await store.delete(await store.load("gone"))
     (directory / "notes.txt").write_text("{}")
     (directory / "half.tmp").write_text(chat("half").model_dump_json())
     (directory / "broken.json").write_text("{")
@@ -133,7 +136,7 @@ async def test_the_second_of_two_writers_is_told(store: FileChatStore) -> None:
 async def test_a_writer_of_a_deleted_chat_is_told(recreated: bool, store: FileChatStore) -> None:
     stale = chat("trip", "before")
     await store.save(stale)
-    await store.delete("trip")
+    await store.delete(await store.load("trip"))
     after = ChatDocument(chat_id="trip")
     if recreated:
         after.append("user", "after", RUN)
@@ -219,7 +222,7 @@ async def lifetime(store: FileChatStore, saves: int) -> list[int]:
     for _ in range(saves):
         await store.save(document)
         versions.append(document.version)
-    await store.delete("trip")
+    await store.delete(document)
     return versions
 
 
@@ -236,7 +239,7 @@ def in_a_process(code: str, directory: Path) -> subprocess.CompletedProcess[str]
     head = f"""
 import asyncio, os, resource, signal
 from pathlib import Path
-from haltline.chats import ChatDocument, ChatStoreError, FileChatStore
+from haltline.chats import UNREADABLE, ChatDocument, ChatStoreError, FileChatStore
 store = FileChatStore(Path({str(directory)!r}))
 """
     return subprocess.run(
@@ -308,7 +311,7 @@ async def test_a_store_that_is_no_directory(verb: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = FileChatStore(tmp_path / "file")
     with pytest.raises(ChatStoreError):
-        await (store.save(chat("trip")) if verb == "save" else getattr(store, verb)("trip"))
+        await getattr(store, verb)("trip" if verb == "load" else chat("trip"))
 
 
 async def test_a_scan_of_no_directory_says_so(tmp_path: Path) -> None:
@@ -358,7 +361,8 @@ async def test_no_id_leaves_the_directory(store: FileChatStore, directory: Path,
     assert len(names) == len(HOSTILE)
     assert all(len(n) < 100 and n.isascii() and n.replace(".json", "").isalnum() for n in names)
     assert sorted(i for i, _, _ in await store.scan()) == sorted(HOSTILE)
-    assert [await store.delete(i) for i in HOSTILE] == [True] * len(HOSTILE)
+    for i in HOSTILE:
+        await store.delete(await store.load(i))
     assert files(directory) == set()
 
 
@@ -400,6 +404,17 @@ async def test_a_file_that_cannot_be_read(content: bytes | None, store: FileChat
 
 async def test_a_chat_that_cannot_be_read_can_be_deleted(store: FileChatStore, directory: Path) -> None:
     (await file_of(store, directory, "trip")).write_bytes(b"{")
-    assert await store.delete("trip") is True
+    await store.delete(ChatDocument(chat_id="trip", version=UNREADABLE))
     await store.save(chat("trip", "anew"))
     assert texts(await store.load("trip")) == ["anew"]
+
+
+async def test_a_deletion_of_what_was_written_since_is_refused(store: FileChatStore) -> None:
+    document = chat("trip", "before")
+    await store.save(document)
+    seen = await store.load("trip")
+    document.append("user", "after", RUN)
+    await store.save(document)
+    with pytest.raises(VersionConflict):
+        await store.delete(seen)
+    assert texts(await store.load("trip")) == ["before", "after"]

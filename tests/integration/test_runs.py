@@ -385,6 +385,28 @@ async def test_a_store_that_fails_at_the_end(bench: Bench) -> None:
     assert await bench.transcript() == [("user", "hello", False, "")]
 
 
+async def test_a_run_that_a_deletion_stopped_is_written_all_the_same(bench: Bench) -> None:
+    """The deletion may fail yet; it deletes the chat after the run's end."""
+    execution = await bench.running("Hel")
+    await bench.other.stop(bench.chat, Arrival(), run_id=execution.run_id, reason=StopReason.DELETED)
+    assert await rest(execution) == [Stopped()]
+    assert await ended(execution) == (Outcome.STOPPED, StopReason.DELETED)
+    assert (await bench.transcript())[-1] == ("assistant", "Hel", True, "deleted")
+
+
+@pytest.mark.parametrize(("first", "meant"), [("message", True), ("stop", False)])
+@pytest.mark.parametrize("door", [True, False])
+async def test_a_stop_without_the_bus_means_runs_that_came_before_it(
+    bench: Bench, first: str, meant: bool, door: bool
+) -> None:
+    earlier, later = (Arrival(1_000), Arrival(2_000)) if door else (Arrival(), Arrival())
+    message, stop = (earlier, later) if first == "message" else (later, earlier)
+    execution = await bench.start(arrival=message)
+    found = bench.runner.stop_here(bench.chat, None, stop)
+    assert (found is execution) is meant
+    assert bench.runner.stop_here(bench.chat, execution.run_id, stop) is execution  # named, it is meant anyway
+
+
 async def test_a_replica_that_ends_gives_its_runs_time_then_halts_them(bench: Bench) -> None:
     execution = await bench.running("Hel")
     draining = asyncio.create_task(bench.runner.drain(0.05))

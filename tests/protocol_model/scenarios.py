@@ -166,7 +166,6 @@ BREAK: tuple[tuple[str, str, str], ...] = (
 # `load_first` is needed in "a refused write, then a stall": A_NEWER_RUN_IS_WRITTEN_OVER.
 NOT_BUILT: frozenset[str] = frozenset(
     {
-        *("gone_first", "claim_closing", "claim_drains", "load_first", "delete_asks"),
-        *("version_stays", "deleted_writes", "saved_said", "resend", "here_in_order"),
+        "version_stays",
     }
 )

@@ -248,4 +248,4 @@ def test_the_scripts_do_what_the_model_says(valkey: Redis) -> None:
             real.follow(step.label, step.state.bus)
             state = step.state
             assert real.read() == real.wanted(state.bus), way
-    assert len(replies) >= 10  # the walks have been everywhere
+    assert len(replies) >= 9  # the walks have been everywhere

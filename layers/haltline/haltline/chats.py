@@ -21,6 +21,8 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json, to_json
 from typing_extensions import TypedDict
 
+UNREADABLE = -1  # the version of a chat that is there and cannot be read: it can be deleted
+
 
 class Entry(TypedDict):
     """One line of the transcript. `stopped` and `error` stand only where they are so."""
@@ -72,8 +74,11 @@ class ChatStore(Protocol):
     async def save(self, document: ChatDocument) -> None:
         """Save if the stored version is still `document.version`, then raise it. Raises: VersionConflict."""
 
-    async def delete(self, chat_id: str) -> bool:
-        """Delete. Whether there was one."""
+    async def delete(self, document: ChatDocument) -> None:
+        """Delete if the stored version is still `document.version`. Raises: VersionConflict.
+
+        A chat that cannot be read has the version UNREADABLE.
+        """
 
     async def scan(self) -> list[tuple[str, int, float]]:
         """Every chat: id, number of messages, time of the last write (seconds since the epoch)."""
@@ -98,9 +103,9 @@ class FileChatStore:
         """See `ChatStore.save`."""
         await to_thread.run_sync(self._save, document)
 
-    async def delete(self, chat_id: str) -> bool:
+    async def delete(self, document: ChatDocument) -> None:
         """See `ChatStore.delete`."""
-        return await to_thread.run_sync(self._delete, chat_id)
+        await to_thread.run_sync(self._delete, document)
 
     async def scan(self) -> list[tuple[str, int, float]]:
         """See `ChatStore.scan`. Reads every file."""
@@ -136,12 +141,16 @@ class FileChatStore:
                 raise
             document.version = version
 
-    def _delete(self, chat_id: str) -> bool:
-        path = self._path(chat_id)
+    def _delete(self, document: ChatDocument) -> None:
+        path = self._path(document.chat_id)
         with self._locked(path):
-            existed = path.exists()
+            try:
+                version = self._load(document.chat_id).version
+            except ChatStoreError:
+                version = UNREADABLE
+            if version != document.version:
+                raise VersionConflict(document.chat_id)
             path.unlink(missing_ok=True)
-            return existed
 
     def _scan(self) -> list[tuple[str, int, float]]:
         found = []

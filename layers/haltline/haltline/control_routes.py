@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from loguru import logger
 
 from haltline.chat_index import BadCursor
+from haltline.chats import UNREADABLE, ChatDocument, ChatStoreError, VersionConflict
 from haltline.inputs import (
     ArrivalOf,
     BulkStopRequest,
@@ -37,7 +38,7 @@ from haltline.resources import Resources
 from haltline.runs import Outcome, Receipt, Run, StopReason, new_run_id
 from haltline.signals import BusUnavailable
 from haltline.stopping import stop_chat
-from haltline.taking import take_chat
+from haltline.taking import ChatBusy, take_chat
 
 router = APIRouter(prefix="/api/v1")
 
@@ -175,13 +176,22 @@ async def delete(chat_id: ChatPath, arrival: ArrivalOf, resources: ResourcesOf) 
 
 async def _delete(resources: Resources, run: Run) -> bool:
     try:
-        existed = await resources.store.delete(run.chat_id)
+        try:
+            document = await resources.store.load(run.chat_id)
+        except ChatStoreError:
+            document = ChatDocument(chat_id=run.chat_id, version=UNREADABLE)
+        # It may have stood still for so long that another run took the chat. What that one wrote is not meant.
+        if not await resources.bus.holds(run):
+            raise ChatBusy
+        await resources.store.delete(document)
         with _logged(run.chat_id, "the list of chats was not told of the deletion"):
             await resources.index.remove(run.chat_id)
+    except VersionConflict:
+        raise ChatBusy from None
     finally:
         with _logged(run.chat_id, "END of a deletion not said"):  # no pulse names it from here on
             await resources.bus.end(run, Receipt(run.run_id, Outcome.DONE))
-    return existed
+    return document.version != 0
 
 
 @contextmanager

@@ -190,7 +190,7 @@ class Execution:
         """The closing write, END with the receipt, then the frame where it has not gone out yet."""
         run, saved = self.run, True
         try:
-            if reason is not StopReason.DELETED:
+            if not run.begun_deleted:
                 await self._close(outcome, reason, error)
         except VersionConflict:
             outcome, saved, frame = Outcome.LOST, False, Failed("The chat was taken by another run; nothing was saved.")
@@ -214,7 +214,7 @@ class Execution:
     # ---- the chat document
     async def _open(self) -> None:
         """Save the user's message before the first model call. Raises: ChatStoreError, VersionConflict."""
-        if self.run.token.reason is StopReason.DELETED:
+        if self.run.begun_deleted:
             return  # the chat was deleted after this request left its client: it must not come back
         await self._save(lambda: open_turn(self._document, self._message, self.run.run_id), live=True)
 
@@ -244,16 +244,30 @@ class Execution:
     async def _save(self, change: Callable[[], None], *, live: bool) -> None:
         """Apply `change` to the document and save it; on a conflict, to the newest one while the chat is ours."""
         for _ in range(SAVE_TRIES):
+            if self._document.version == 0:  # a chat deleted meanwhile looks the same: no version tells them apart
+                await self._confirm()
             change()
             try:
                 await self._deps.store.save(self._document)
                 break
             except VersionConflict:
+                newest = await self._deps.store.load(self.run.chat_id)  # first: what is asked next must hold for it
                 if not await self._deps.bus.holds(self.run):
                     raise
-                self._document = await self._deps.store.load(self.run.chat_id)
+                self._document = newest
         else:
             raise VersionConflict(self.run.chat_id)
+        await self._list(live=live)
+
+    async def _confirm(self) -> None:
+        """Raises: VersionConflict where another run has the chat."""
+        try:
+            if not await self._deps.bus.holds(self.run):
+                raise VersionConflict(self.run.chat_id)
+        except BusUnavailable as failure:  # nobody else could take it either
+            logger.warning("chat_id=<{}> error=<{}> | the holder is not known", self.run.chat_id, failure)
+
+    async def _list(self, *, live: bool) -> None:
         try:
             await self._deps.index.put(self.run.chat_id, len(self._document.messages), live=live)
         except BusUnavailable as failure:

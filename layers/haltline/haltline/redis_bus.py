@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from loguru import logger
@@ -17,13 +18,15 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from haltline import redis_scripts as scripts
-from haltline.redis_watch import Watch
+from haltline.redis_watch import CLOSE_TIMEOUT, PULSE_AGAIN, PULSE_TTL_MS, Watch
 from haltline.runs import Arrival, Outcome, Receipt, Run, StopReason, new_run_id
 from haltline.signals import WAIT_FOR_END, Begun, BusUnavailable, Busy, StopState, StopVerdict, Used
+from haltline.tasks import cancelled
 
 COMMAND_TIMEOUT = 2.0  # seconds until a silent bus counts as gone
 RECEIPTS_KEPT = 1024
 LOOK_AGAIN = (0.01, 0.25)  # seconds, first and longest, between looks at a run that is waited for, if no push comes
+_LOST = (RedisError, OSError, TimeoutError)
 
 
 @asynccontextmanager
@@ -31,7 +34,7 @@ async def reachable() -> AsyncIterator[None]:
     """Turn what the client raises into BusUnavailable."""
     try:
         yield
-    except (RedisError, OSError, TimeoutError) as error:
+    except _LOST as error:
         raise BusUnavailable(f"{type(error).__name__}: {error}") from error
 
 
@@ -87,6 +90,7 @@ class RedisBus:
             self.redis.register_script(s)
             for s in (scripts.BEGIN, scripts.STOP, scripts.CLOSING, scripts.END, scripts.CLAIM)
         )
+        self._asking: set[asyncio.Task[None]] = set()
         self._waiting: dict[tuple[str, str], list[asyncio.Future[Receipt]]] = {}
         self._told: OrderedDict[tuple[str, str], Receipt] = OrderedDict()
         self.watch = Watch(
@@ -110,22 +114,24 @@ class RedisBus:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await cancelled(*self._asking, within=CLOSE_TIMEOUT)
         await self.watch.close()
         await self.redis.aclose()
 
     # ---- the run's side
     async def begin(self, run: Run, *, takeover: str = "", delete: bool = False) -> Begun | Busy | Used:
         """See `signals.SignalBus.begin`. The caller must `end` what has begun."""
+        ask = partial(self._ask_begin, run, takeover, "delete" if delete else "run")
         try:
             async with reachable():
                 await self.watch.add(run)
-                args = [
-                    *(run.run_id, self.replica_id, run.nonce, run.arrival.stamp, run.arrival.age_ms),
-                    *(self._record_ttl, takeover, "delete" if delete else "run"),
-                ]
-                answer = await self._begin(keys=scripts.keys(run.chat_id, run.run_id), args=args)
+                try:
+                    answer = await ask()
+                except _LOST:
+                    answer = await ask()  # it may hold the chat already: the script knows its nonce
         except BaseException:
             self.watch.remove(run)
+            self._until_done(self.watch.pulse)  # or a chat it holds unknowingly would stay busy until the pulse ends
             raise
         match answer:
             case ["begun", claim, arrived, stopped]:
@@ -138,6 +144,15 @@ class RedisBus:
                 self.watch.remove(run)
                 return Used()
 
+    async def _ask_begin(self, run: Run, takeover: str, kind: str) -> Any:
+        return await self._begin(
+            keys=scripts.keys(run.chat_id, run.run_id),
+            args=[
+                *(run.run_id, self.replica_id, run.nonce, run.arrival.stamp, run.arrival.age_ms),
+                *(self._record_ttl, takeover, kind),
+            ],
+        )
+
     async def closing(self, run: Run) -> None:
         """See `signals.SignalBus.closing`."""
         async with reachable():
@@ -146,16 +161,38 @@ class RedisBus:
             )
 
     async def end(self, run: Run, receipt: Receipt) -> bool:
-        """See `signals.SignalBus.end`. The run is vouched for no longer, whether or not the bus could be told."""
+        """See `signals.SignalBus.end`. The run is vouched for no longer, whether or not the bus could be told.
+
+        Where it could not, it is told as soon as it answers, while the last pulse may still name the run.
+        """
         told = json.dumps({"chat_id": run.chat_id, **asdict(receipt)})
+        say = partial(
+            self._end, keys=scripts.keys(run.chat_id, run.run_id), args=[run.run_id, run.claim, told, self._stop_ttl]
+        )
         try:
             async with reachable():
-                answer = await self._end(
-                    keys=scripts.keys(run.chat_id, run.run_id), args=[run.run_id, run.claim, told, self._stop_ttl]
-                )
+                answer = await say()
+        except BusUnavailable:
+            self._until_done(say)
+            raise
         finally:
             self.watch.remove(run)
         return bool(answer[0] != "lost")
+
+    def _until_done(self, ask: Callable[[], Awaitable[Any]]) -> None:
+        """Ask in the background until it is answered, for as long as a pulse lives."""
+
+        async def asking() -> None:
+            until = asyncio.get_running_loop().time() + PULSE_TTL_MS / 1000
+            while asyncio.get_running_loop().time() < until:
+                with suppress(*_LOST):
+                    await ask()
+                    return
+                await asyncio.sleep(PULSE_AGAIN)
+
+        task = asyncio.create_task(asking())
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
 
     async def holds(self, run: Run) -> bool:
         """See `signals.SignalBus.holds`."""
@@ -166,7 +203,7 @@ class RedisBus:
         """Write the record of a live run again that the bus forgot. False where another run has the chat."""
         args = [
             *(run.run_id, self.replica_id, run.nonce, run.arrived_ms, "1" if run.arrival.stamp else ""),
-            *(run.claim, self._record_ttl),
+            *(run.claim, self._record_ttl, "1" if run.token.stopped else ""),
         ]
         answer = await self._claim(keys=scripts.keys(run.chat_id, run.run_id), args=args)
         if answer[0] == "held":

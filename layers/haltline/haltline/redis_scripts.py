@@ -107,8 +107,8 @@ if not mine then
   rec.stopped, rec.waiters, rec.delete = nil, nil, nil
   if ARGV[8] == 'delete' then
     rec.delete, rec.gone = true, text(math.max(tonumber(rec.gone or 0), arrived))
+  elseif tonumber(rec.gone or 0) >= arrived then rec.stopped = 'deleted' -- first: such a run writes nothing
   elseif named then rec.stopped = string.match(named, ':(%l+)$') or 'user'
-  elseif tonumber(rec.gone or 0) >= arrived then rec.stopped = 'deleted'
   elseif tonumber(rec.upto or 0) >= arrived then rec.stopped = 'user' end
   rec.closing = rec.stopped ~= nil or ARGV[8] == 'delete'
 end
@@ -191,14 +191,20 @@ return {'ended'}
 """
 )
 
-# ARGV: run, owner, nonce, arrival ms, '1' | '' told by a front door, claim last known, ttl s. The record was forgotten.
+# ARGV: run, owner, nonce, arrival ms, '1' | '' told by a front door, claim last known, ttl s, '1' | '' it was halted.
+# The record was forgotten, or is that of an older world: what that one says of a holder is not said of this run.
 CLAIM = (
     _HEAD
     + """
 local known = tonumber(ARGV[6])
 if rec.nonce ~= ARGV[3] and tonumber(rec.claim or '0') >= known then return {'lost'} end
 if tonumber(rec.claim or '0') < known then rec.claim = ARGV[6] end
+if rec.nonce ~= ARGV[3] then rec.closing, rec.delete, rec.stopped, rec.waiters = nil, nil, nil, nil end
 rec.run, rec.owner, rec.nonce, rec.a, rec.door = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1'
+if ARGV[8] == '1' then rec.closing = true end
+local mail = redis.call('GET', KEYS[1])
+local put = mail and mail == rec.mail and tonumber(rec.mail_exact) or tonumber(mail or '')
+if put and put < tonumber(rec.a) then drain(0) end -- BEGIN had consumed it in the world that was lost
 rec.claim = next_claim()
 save(ARGV[7])
 return {'held', rec.claim}

@@ -82,7 +82,7 @@ class Watch:
         await self.subscribed()
         self._runs[run.nonce] = run
         self._busy.set()
-        await self._pulse()
+        await self.pulse()
 
     def remove(self, run: Run) -> None:
         """Vouch for it no longer."""
@@ -97,7 +97,7 @@ class Watch:
                 await self._standing.wait()
 
     # ---- the pulse
-    async def _pulse(self) -> None:
+    async def pulse(self) -> None:
         """One SET that names every run known when it is sent; calls that wait for the same SET share it."""
         self._asked += 1
         ticket = self._asked
@@ -116,7 +116,7 @@ class Watch:
             await asyncio.sleep(pause)  # first: whoever added a run has pulsed for it
             if not self._runs:
                 continue
-            await self._try("pulse", self._pulse())
+            await self._try("pulse", self.pulse())
             unheard = time.monotonic() - self._vouched_at
             pause = PULSE_AGAIN if unheard > PULSE_AGAIN else PULSE_EVERY
             if self._loss_grace is not None and unheard > max(self._loss_grace, PULSE_AGAIN):

@@ -8,7 +8,7 @@ from typing import Protocol
 from haltline.chat_index import ChatIndex
 from haltline.chats import ChatStore
 from haltline.observability import Metrics
-from haltline.runs import Receipt
+from haltline.runs import Arrival, Receipt
 from haltline.settings import Settings
 from haltline.signals import SignalBus
 
@@ -31,8 +31,11 @@ class LocalRuns(Protocol):
     def live_count(self) -> int:
         """Runs that have not ended."""
 
-    def stop_here(self, chat_id: str, run_id: str | None) -> LiveRun | None:
-        """Halt a live run of this process without the bus. Returns it, None where there is none."""
+    def stop_here(self, chat_id: str, run_id: str | None, arrival: Arrival) -> LiveRun | None:
+        """Halt a live run of this process without the bus: the named one, or one that arrived before the stop did.
+
+        Returns it, None where there is none.
+        """
 
     async def drain(self, grace: float) -> None:
         """Start nothing new, give live runs `grace` seconds, halt the rest, return when all have ended."""

@@ -74,6 +74,7 @@ class Runner:
         document = await self._deps.store.load(run.chat_id)
         begun = await take_chat(self._deps.bus, run, stop_first=stop_first)
         if begun.stopped:
+            run.begun_deleted = begun.stopped is StopReason.DELETED
             run.token.stop(begun.stopped)
         execution = Execution(run, message, document, self._deps)
         if self._draining:
@@ -91,10 +92,12 @@ class Runner:
         if not self._live:
             self._quiet.set()
 
-    def stop_here(self, chat_id: str, run_id: str | None) -> Execution | None:
+    def stop_here(self, chat_id: str, run_id: str | None, arrival: Arrival) -> Execution | None:
         """Halt a run of this process without the bus: for when it is gone."""
         for execution in self._live.values():
-            if execution.run.chat_id == chat_id and run_id in (None, execution.run.run_id):
+            run = execution.run
+            meant = run.run_id == run_id if run_id else arrival.covers(run.arrival)
+            if run.chat_id == chat_id and meant:
                 execution.run.token.stop(StopReason.USER)
                 return execution
         return None

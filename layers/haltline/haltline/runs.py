@@ -58,6 +58,12 @@ class Arrival:
     stamp: int = 0
     read_at: float = field(default_factory=time.monotonic)
 
+    def covers(self, other: Arrival) -> bool:
+        """Whether a stop that arrived then means a message that arrived at `other`; both were read by this process."""
+        if self.stamp and other.stamp:
+            return self.stamp >= other.stamp
+        return self.read_at >= other.read_at
+
     @property
     def age_ms(self) -> float:
         """Milliseconds since the request was read, to the microsecond."""
@@ -128,6 +134,7 @@ class Run:
     nonce: str = field(default_factory=new_run_id)
     claim: str = ""
     arrived_ms: str = ""  # the arrival as the bus reckoned it, to the microsecond
+    begun_deleted: bool = False  # its chat was deleted after this request had left its client: it writes nothing
     closing_marked: bool = False  # the bus knows that the run is about to end
 
 

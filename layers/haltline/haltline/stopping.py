@@ -31,7 +31,7 @@ async def stop_chat(
         verdict = await resources.bus.stop(chat_id, arrival, run_id=run_id or "", wait=wait is not None)
     except BusUnavailable:
         # A stop through the replica that owns the run works without the bus.
-        here = resources.runs.stop_here(chat_id, run_id) if resources.runs else None
+        here = resources.runs.stop_here(chat_id, run_id, arrival) if resources.runs else None
         if here is None:
             raise
         if wait is None:
@@ -61,7 +61,8 @@ def _answer(resources: Resources, chat_id: str, status: str, receipt: Receipt | 
     told: dict[str, Any] = {}
     if receipt is not None:
         told["run_id"] = receipt.run_id
+        if not receipt.saved and status != "unconfirmed":
+            told["saved"] = False
         if status == "stopped":
-            told |= {} if receipt.saved else {"saved": False}
             told |= {"halted_ms": receipt.halted_ms, "upstream_closed_ms": receipt.upstream_closed_ms}
     return StopAnswer(chat_id=chat_id, status=status, message=_SAY[status].format(chat_id), **told)

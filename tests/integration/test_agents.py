@@ -240,7 +240,7 @@ async def test_stops_leave_no_trace_in_the_log(chat_with: Any, caplog: pytest.Lo
     chat = chat_with(plain)
     caplog.set_level(logging.WARNING)
     for _ in range(40):
-        await chat.stop_in_mid_text('/script {"text": "a b c d", "repeat": 500, "pace_ms": 0}')
+        await chat.stop_in_mid_text('/script {"text": "a b c d", "repeat": 5000, "pace_ms": 0}')
     assert [r.getMessage() for r in caplog.records] == []
 
 

@@ -260,6 +260,9 @@ class OneRun:
     async def begin(self, run: Run, **_: Any) -> Begun:
         return Begun()
 
+    async def holds(self, run: Run) -> bool:
+        return True
+
     async def closing(self, run: Run) -> None:
         return None
 

@@ -22,6 +22,22 @@ def spread(values: Sequence[float]) -> str:
     )
 
 
+def missed(values: Sequence[float], bars: dict[float, float], bare: Sequence[float]) -> list[str]:
+    """Which bars (share of the values to ms) are missed.
+
+    `bare` is what the machine took for the least of it, measured in between: where that alone is more than a third of
+    a bar, the machine is too busy to tell, and the bar is three times that.
+    """
+    found = []
+    for share, bar in bars.items():
+        value, allowed = percentile(values, share), max(bar, 3 * percentile(bare, share))
+        if value > allowed:
+            found.append(f"p{share * 100:.0f} {value:.2f} ms is over {allowed:.2f} ms")
+        elif value > bar:
+            figure("MISSED, on a busy machine", f"p{share * 100:.0f} {value:.2f} ms, the bar is {bar} ms")
+    return found
+
+
 def figure(what: str, value: str) -> None:
     """Print a line at the end of the session."""
     FIGURES.append(f"{what:58} {value}")

@@ -65,18 +65,22 @@ def _local(settings: Settings) -> Model:
 
 
 def _bedrock(settings: Settings) -> Model:
+    import botocore.session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
     from haltline.bedrock import StoppableBedrockModel
 
+    adaptive = botocore.session.get_session().get_config_variable("retry_mode") == "adaptive"
+    # The limiter of the adaptive mode sleeps where it runs, which would be the event loop.
+    retries: Any = {"retries": {"mode": "standard"}} if adaptive else {}
     try:
         return StoppableBedrockModel(
             region_name=settings.aws_region,
             model_id=settings.bedrock_model_id,
             temperature=settings.bedrock_temperature,
             max_tokens=settings.max_output_tokens,
-            boto_client_config=Config(connect_timeout=10, read_timeout=120),
+            boto_client_config=Config(connect_timeout=10, read_timeout=120, **retries),
         )
     except (BotoCoreError, ValueError) as error:
         raise SettingsError(f"AWS_REGION={settings.aws_region}: the Bedrock client cannot be made: {error}") from error

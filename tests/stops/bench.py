@@ -68,6 +68,13 @@ class Bench:
     owner: RedisBus
     stopper: RedisBus
     fake: RunningFakeBedrock
+    agents: AgentSource
+
+    async def close_idle(self) -> None:
+        """Close every connection that is only kept for the next use."""
+        await self.agents.aclose()
+        for bus in (self.owner, self.stopper):
+            await bus.redis.connection_pool.disconnect(inuse_connections=False)
 
     async def start(self, chat: str, message: str) -> Talk:
         PROBES[chat] = Probe()
@@ -173,7 +180,7 @@ async def benched(
     ):
         runner = Runner(Deps(owner, store, ChatIndex(owner.redis, owner, store), agents, Metrics(), 600))
         try:
-            yield Bench(runner, store, owner, stopper, fake)
+            yield Bench(runner, store, owner, stopper, fake, agents)
         finally:
             await runner.drain(0)
             await agents.aclose()

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from anyio import to_thread
+
 from haltline.events import Done, Stopped
 from haltline.runs import Outcome
 from tests.fake_bedrock import RunningFakeBedrock
@@ -144,6 +146,7 @@ async def test_nothing_is_left_behind(
         async def held() -> dict[str, int]:
             PROBES.clear()
             gc.collect()
+            await bench.close_idle()
             await asyncio.sleep(0.3)  # a tool's thread has seen the signal, a closed socket is closed
             return {
                 "threads": threading.active_count(),
@@ -156,8 +159,10 @@ async def test_nothing_is_left_behind(
                 "subscriptions": len(await bench.owner.redis.pubsub_channels()),
             }
 
-        await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.1) for _ in range(32)))  # the executor is full
-        await many(1, 3 * AT_ONCE)  # connections that are kept for the next are open now
+        # Both pools of threads are full: they keep what they have made.
+        await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.1) for _ in range(32)))
+        await asyncio.gather(*(to_thread.run_sync(time.sleep, 0.1) for _ in range(40)))
+        await many(1, 3 * AT_ONCE)
         before = await held()
         await many(2 * rounds)
         after = await held()

@@ -13,6 +13,7 @@ from typing import Any
 
 from anyio import to_thread
 
+from haltline import bedrock
 from haltline.events import Done, Stopped
 from haltline.runs import Outcome
 from tests.fake_bedrock import RunningFakeBedrock
@@ -159,8 +160,10 @@ async def test_nothing_is_left_behind(
                 "subscriptions": len(await bench.owner.redis.pubsub_channels()),
             }
 
-        # Both pools of threads are full: they keep what they have made.
+        # All pools of threads are full: they keep what they have made.
         await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.1) for _ in range(32)))
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(loop.run_in_executor(bedrock._signers, time.sleep, 0.1) for _ in range(8)))
         await asyncio.gather(*(to_thread.run_sync(time.sleep, 0.1) for _ in range(40)))
         await many(1, 3 * AT_ONCE)
         before = await held()

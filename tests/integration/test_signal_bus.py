@@ -500,6 +500,24 @@ async def test_a_missed_receipt_is_found_in_the_record(make_bus: Any, chat: str)
     assert await b.wait_end(chat, run.run_id, SOON) == done(run)
 
 
+async def test_the_end_of_the_next_run_hides_no_receipt(make_bus: Any, chat: str) -> None:
+    a, b = await make_bus("a"), await make_bus("b")
+    first = await begun(a, chat)
+    await a.end(first, done(first))
+    second = await begun(a, chat)
+    await a.end(second, done(second))
+    assert await b.wait_end(chat, first.run_id, SOON) == done(first)
+
+
+async def test_connections_that_died_in_the_pool_cost_no_request(make_bus: Any, redis: Redis, chat: str) -> None:
+    """As after a restart of Redis, or where something in between closes idle connections."""
+    bus = await make_bus()
+    await bus.ping()
+    await redis.execute_command("CLIENT", "KILL", "TYPE", "normal")  # all but the one that says so
+    await asyncio.sleep(0.05)  # until that has arrived: nothing tells a connection that nobody reads
+    assert (await bus.stop(chat, Arrival())).state is StopState.IDLE
+
+
 async def test_nothing_is_claimed_of_a_run_whose_replica_died(make_bus: Any, redis: Redis, chat: str) -> None:
     a, b = await make_bus("a"), await make_bus("b")
     run = await begun(a, chat)

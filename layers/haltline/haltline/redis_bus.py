@@ -16,6 +16,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from haltline import redis_scripts as scripts
 from haltline.redis_watch import CLOSE_TIMEOUT, PULSE_AGAIN, PULSE_TTL_MS, Watch
@@ -53,6 +54,8 @@ def connect(url: str, *, timeout: float | None = COMMAND_TIMEOUT, connections: i
         socket_timeout=timeout,
         socket_connect_timeout=COMMAND_TIMEOUT,
         retry=Retry(NoBackoff(), 0),
+        # With them redis-py does not notice, before it sends, that a connection was closed while it lay in the pool.
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
         decode_responses=True,
         encoding_errors="replace",  # a value that a person SET by hand may be anything
     )
@@ -256,9 +259,9 @@ class RedisBus:
                     return told.result()
                 pause = min(max(pause, LOOK_AGAIN[0]) * 2, LOOK_AGAIN[1])
                 record = await self._record(chat_id)
-                last = record.get("last") or {}
-                if last.get("run_id") == run_id:
-                    return _receipt(last)
+                for ended in (record.get("last"), record.get("before")):
+                    if ended and ended["run_id"] == run_id:
+                        return _receipt(ended)
                 if record.get("run") != run_id or not await self._vouched(record["owner"], record["nonce"]):
                     if gone:
                         return None

@@ -9,7 +9,8 @@ Fields of the record: `run owner nonce a door claim` of the holder (`a` its arri
 whether a front door's clock told it), `closing` (it was told to halt), `delete` (the holder only deletes),
 `stopped` (what BEGIN found), `waiters` (replicas that want the receipt); `upto` and `gone`, the newest stop and
 deletion already consumed: they cover every request that arrived no later; `mail` and `mail_exact`, the mailbox' stamp
-as it stands there in ms and to the µs; `last`, the receipt of the run that ended last.
+as it stands there in ms and to the µs; `last` and `before`, the receipts of the two runs that ended last: the next end
+must not hide one from whoever waits for it.
 
 `claim` is Redis TIME in µs as a string (cjson keeps 14 digits), always growing, so that an older world, after a
 failover, is told from a newer one.
@@ -184,7 +185,7 @@ local receipt, waiters = cjson.decode(ARGV[3]), rec.waiters or {}
 for _, field in ipairs({'run', 'owner', 'nonce', 'a', 'door', 'closing', 'delete', 'stopped', 'waiters'}) do
   rec[field] = nil
 end
-rec.last = receipt
+rec.before, rec.last = rec.last, receipt
 save(ARGV[4])
 for _, replica in ipairs(waiters) do tell(replica, {ended = receipt}) end
 return {'ended'}

@@ -25,11 +25,12 @@ EXPECTED: dict[str, dict[str, str]] = {
     "both owners stall": {"TWO_RUNS_LIVE": STANDS_STILL},
     "the owner is cut off": {"TWO_RUNS_LIVE": STANDS_STILL, "FALSE_409_AFTER_CLOSING_FRAME": END_LATER},
     "Redis restarts with its data": {
+        "FALSE_ANSWER": STANDS_STILL,  # idle, of a run whose chat was taken and that does not know it yet
         "TWO_RUNS_LIVE": STANDS_STILL,
         "RECEIPT_MISSED": FORGOTTEN,
         "FALSE_409_AFTER_CLOSING_FRAME": END_LATER,
     },
-    "Redis comes back empty": {"RECEIPT_MISSED": FORGOTTEN, "STOP_LOST": YOUNG_BUS},
+    "Redis comes back empty": {"FALSE_ANSWER": YOUNG_BUS, "RECEIPT_MISSED": FORGOTTEN, "STOP_LOST": YOUNG_BUS},
     "Redis comes back empty, two messages": {"TWO_RUNS_LIVE": YOUNG_BUS, "FALSE_409_AFTER_CLOSING_FRAME": YOUNG_BUS},
     "Redis comes back empty, then a stop": {
         "RECEIPT_MISSED": FORGOTTEN,

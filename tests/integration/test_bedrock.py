@@ -22,7 +22,7 @@ from strands.models import BedrockModel
 from strands.types.exceptions import ContextWindowOverflowException, ModelThrottledException
 
 from haltline.agent import AgentSource
-from haltline.bedrock import RunStopped, StoppableBedrockModel
+from haltline.bedrock import RunStopped, StoppableBedrockModel, close_connections
 from haltline.runs import StopReason, StopToken, live_token
 from haltline.settings import Settings
 from tests.fake_bedrock import RunningFakeBedrock, running_fake_bedrock
@@ -46,19 +46,15 @@ async def make(fake: RunningFakeBedrock, monkeypatch: pytest.MonkeyPatch) -> Asy
     """Make a model that calls the fake."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    made: list[Any] = []
 
     def model(kind: type[BedrockModel] = StoppableBedrockModel, url: str = "", attempts: int = 1, **how: Any) -> Any:
         retries: Any = {"mode": "standard", "total_max_attempts": attempts}
         config = Config(retries=how.pop("retries", retries), max_pool_connections=100)
         how = {"model_id": "fake.model", "region_name": "us-west-2", **how}
-        made.append(kind(endpoint_url=url or fake.url, boto_client_config=config, **how))
-        return made[-1]
+        return kind(endpoint_url=url or fake.url, boto_client_config=config, **how)
 
     yield model
-    for model_ in made:
-        if isinstance(model_, StoppableBedrockModel):
-            await model_.aclose()
+    await close_connections()
 
 
 def user(text: str) -> list[Any]:
@@ -336,4 +332,10 @@ async def test_strands_own_model_in_an_agent_is_made_stoppable(make: Make) -> No
     assert isinstance(model, StoppableBedrockModel)
     assert model.config["model_id"] == "fake.own"
     assert turn.closes_upstream
-    await source.aclose()
+
+
+async def test_models_made_for_each_run_share_their_connections(make: Make, fake: RunningFakeBedrock) -> None:
+    names = [new_name("each") for _ in range(3)]
+    for name in names:
+        assert await said(make(), script(name=name, text="x", pace_ms=0))
+    assert len({fake.log(name)[0]["connection"] for name in names}) == 1

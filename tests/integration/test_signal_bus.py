@@ -329,7 +329,7 @@ async def test_a_message_sent_when_the_stop_was_answered_is_not_touched(make_bus
 async def test_a_stop_sent_right_behind_its_message_halts_it(make_bus: Any, chat: str) -> None:
     a, b = await make_bus("a"), await make_bus("b")
     for n in range(300):
-        run = Run(f"{chat}-{n}", new_run_id(), Arrival(0, time.monotonic() - 0.005))  # read 5 ms ago
+        run = Run(f"{chat}-{n}", new_run_id(), Arrival(0, time.monotonic() - 0.05))  # read 50 ms ago
         await b.stop(run.chat_id, Arrival())
         assert await a.begin(run) == Begun(stopped=StopReason.USER)
         await a.end(run, done(run))
@@ -347,7 +347,7 @@ async def test_a_late_stop_does_not_shorten_the_record(make_bus: Any, redis: Red
 async def test_an_odd_mailbox_hides_no_stop(make_bus: Any, redis: Redis, chat: str, value: str) -> None:
     bus = await make_bus()
     await redis.set(scripts.mailbox_key(chat), value)
-    run = Run(chat, new_run_id(), Arrival(0, time.monotonic() - 0.005))  # read 5 ms ago
+    run = Run(chat, new_run_id(), Arrival(0, time.monotonic() - 0.05))  # read 50 ms ago
     await bus.stop(chat, Arrival())
     assert await bus.begin(run) == Begun(stopped=StopReason.USER)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from haltline.agent import AgentSource
+from haltline.bedrock import close_connections
 from haltline.chat_index import ChatIndex
 from haltline.chats import FileChatStore
 from haltline.events import Done, Event, Text
@@ -68,11 +69,10 @@ class Bench:
     owner: RedisBus
     stopper: RedisBus
     fake: RunningFakeBedrock
-    agents: AgentSource
 
     async def close_idle(self) -> None:
         """Close every connection that is only kept for the next use."""
-        await self.agents.aclose()
+        await close_connections()
         for bus in (self.owner, self.stopper):
             await bus.redis.connection_pool.disconnect(inuse_connections=False)
 
@@ -180,7 +180,7 @@ async def benched(
     ):
         runner = Runner(Deps(owner, store, ChatIndex(owner.redis, owner, store), agents, Metrics(), 600))
         try:
-            yield Bench(runner, store, owner, stopper, fake, agents)
+            yield Bench(runner, store, owner, stopper, fake)
         finally:
             await runner.drain(0)
-            await agents.aclose()
+            await close_connections()

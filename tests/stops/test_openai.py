@@ -106,7 +106,7 @@ async def test_a_stop_closes_the_call_of_an_openai_compatible_model(
             fake: Any = None
             chat = new_name("openai")
             execution = await runner.start(chat, asked, Arrival())
-            talk = Talk(Bench(runner, store, owner, stopper, fake, agents), chat, execution, Probe())
+            talk = Talk(Bench(runner, store, owner, stopper, fake), chat, execution, Probe())
             async with asyncio.timeout(SOON):
                 await (talk.heard(3) if asked == "talk" else upstream.asked.wait())
                 halted = await talk.halt()

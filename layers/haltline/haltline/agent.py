@@ -156,12 +156,6 @@ class AgentSource:
             self._made_stoppable[model] = StoppableBedrockModel.like(model)
         return self._made_stoppable[model]
 
-    async def aclose(self) -> None:
-        """Close what models keep open for the next call."""
-        for model in (self._model, *self._made_stoppable.values()):
-            if isinstance(model, StoppableBedrockModel):
-                await model.aclose()
-
 
 # Strands warns of its own deprecated paths on each turn of agents that use them; said once is enough.
 warnings.filterwarnings("once", module=r"strands\..*")

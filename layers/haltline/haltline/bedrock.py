@@ -83,12 +83,9 @@ class StoppableBedrockModel(BedrockModel):
         return made
 
     def _attach(self) -> None:
-        self._connections = _Connections(self.client)
+        bundle = botocore.session.get_session().get_config_variable("ca_bundle")  # AWS_CA_BUNDLE, or the profile's
+        self._connections = _connections_of(bundle)
         take_over(self.client)
-
-    async def aclose(self) -> None:
-        """Close the connections that are kept for the next call."""
-        await self._connections.aclose()
 
     async def stream(
         self,
@@ -123,7 +120,9 @@ class StoppableBedrockModel(BedrockModel):
                 structured_output_model,
             )
 
-        async with _Call(self._connections, cancel_signal) as call:
+        config = self.client.meta.config
+        timeout = httpx2.Timeout(config.read_timeout, connect=config.connect_timeout, pool=None)
+        async with _Call(self._connections, timeout, cancel_signal) as call:
             flow = Flow(work, call)
             call.flow = flow
             events = flow.events()
@@ -138,12 +137,13 @@ class StoppableBedrockModel(BedrockModel):
 
 
 class _Connections:
-    """The HTTP client of a model: one for the event loop of the main thread, one a call for any other."""
+    """The HTTP client of all models: one for the event loop of the main thread, one a call for any other.
 
-    def __init__(self, client: Any) -> None:
-        config = client.meta.config
-        self._timeout = httpx2.Timeout(config.read_timeout, connect=config.connect_timeout, pool=None)
-        bundle = botocore.session.get_session().get_config_variable("ca_bundle")
+    Not one a model: an agent may bring a new model with each run, and nobody would close what that keeps open.
+    """
+
+    def __init__(self, bundle: str | None) -> None:
+        """`bundle`: a PEM file of the certificates to trust, None for those that botocore trusts."""
         self._tls = ssl.create_default_context(cafile=get_cert_path(bundle or True))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._kept: httpx2.AsyncClient | None = None
@@ -152,9 +152,7 @@ class _Connections:
         limits = httpx2.Limits(
             max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS
         )
-        return httpx2.AsyncClient(
-            timeout=self._timeout, limits=limits, verify=self._tls, headers={"accept-encoding": "identity"}
-        )
+        return httpx2.AsyncClient(limits=limits, verify=self._tls, headers={"accept-encoding": "identity"})
 
     def get(self) -> tuple[httpx2.AsyncClient, bool]:
         """A client, and whether it is only for this call."""
@@ -172,6 +170,21 @@ class _Connections:
             await kept.aclose()
 
 
+_connections: dict[str | None, _Connections] = {}
+
+
+def _connections_of(bundle: str | None) -> _Connections:
+    if bundle not in _connections:
+        _connections[bundle] = _Connections(bundle)
+    return _connections[bundle]
+
+
+async def close_connections() -> None:
+    """Close the connections of this event loop that are kept for the next call."""
+    for connections in _connections.values():
+        await connections.aclose()
+
+
 class _Call:
     """One call: the task that carries its bytes, and what ends it early.
 
@@ -179,8 +192,10 @@ class _Call:
     connection takes some steps, and a second cancellation among them would leave it open.
     """
 
-    def __init__(self, connections: _Connections, cancel_signal: threading.Event | None) -> None:
-        self._connections, self._cancel_signal = connections, cancel_signal
+    def __init__(
+        self, connections: _Connections, timeout: httpx2.Timeout, cancel_signal: threading.Event | None
+    ) -> None:
+        self._connections, self._timeout, self._cancel_signal = connections, timeout, cancel_signal
         self._token = live_token.get()
         self._loop = asyncio.get_running_loop()
         self._client: httpx2.AsyncClient | None = None

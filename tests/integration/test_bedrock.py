@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import re
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+import uvloop
 from botocore.config import Config
 from botocore.credentials import RefreshableCredentials
-from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError, EventStreamError
+from botocore.exceptions import (
+    ClientError,
+    ConnectionClosedError,
+    EndpointConnectionError,
+    EventStreamError,
+    ReadTimeoutError,
+)
 from strands import Agent, tool
 from strands.models import BedrockModel
 from strands.types.exceptions import ContextWindowOverflowException, ModelThrottledException
@@ -49,7 +59,8 @@ async def make(fake: RunningFakeBedrock, monkeypatch: pytest.MonkeyPatch) -> Asy
 
     def model(kind: type[BedrockModel] = StoppableBedrockModel, url: str = "", attempts: int = 1, **how: Any) -> Any:
         retries: Any = {"mode": "standard", "total_max_attempts": attempts}
-        config = Config(retries=how.pop("retries", retries), max_pool_connections=100)
+        options = {name: how.pop(name) for name in ("read_timeout", "proxies") if name in how}
+        config = Config(retries=how.pop("retries", retries), max_pool_connections=100, **options)
         how = {"model_id": "fake.model", "region_name": "us-west-2", **how}
         return kind(endpoint_url=url or fake.url, boto_client_config=config, **how)
 
@@ -204,6 +215,66 @@ async def test_how_often_is_botocores_default(
     assert [line["attempt"] for line in fake.log(name) if line["event"] == "request"] == [*range(1, attempts + 1)]
 
 
+async def test_the_clients_own_time_limits_count(make: Make) -> None:
+    with pytest.raises(ReadTimeoutError):
+        await said(make(read_timeout=0.3), script(name=new_name("slow"), headers_ms=60_000))
+
+
+async def test_a_refusal_that_passes_by_any_of_its_names(
+    make: Make, fake: RunningFakeBedrock, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("haltline.bedrock.LONGEST_BACK_OFF", 0.0)
+    for code in ("RequestLimitExceeded", "ProvisionedThroughputExceededException", "RequestTimeout"):
+        name = new_name(code)
+        with pytest.raises(ClientError):
+            await said(make(attempts=2), script(name=name, refuse={"status": 400, "code": code, "message": "later"}))
+        assert [line["attempt"] for line in fake.log(name) if line["event"] == "request"] == [1, 2]
+
+
+async def test_only_the_proxies_that_botocore_knows(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("ALL_PROXY", f"socks5://{nowhere}")
+    assert await said(make(), "hello")
+    with pytest.raises(EndpointConnectionError):
+        await said(make(proxies={"http": nowhere}), "hello")
+    monkeypatch.setenv("HTTP_PROXY", f"http://{nowhere}")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    with pytest.raises(EndpointConnectionError):
+        await said(make(), "hello")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert await said(make(), "hello")
+
+
+async def test_handlers_of_others_see_the_request_first(make: Make, fake: RunningFakeBedrock) -> None:
+    model, seen = make(), []
+    model.client.meta.events.register("before-send", lambda request, **_: seen.append(request.url))
+    assert await said(model, "hello")
+    assert len(seen) == 1
+
+
+async def test_credentials_whose_refresh_fails_are_asked_for_in_the_thread_only(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In their last minutes credentials are still good when a refresh fails: signing must not try it again."""
+    import botocore.session
+
+    asked_in: list[str] = []
+
+    def fetch() -> dict[str, str]:
+        asked_in.append(threading.current_thread().name)
+        raise OSError("not now")
+
+    soon = (datetime.now(UTC) + timedelta(minutes=12)).isoformat()
+    core = botocore.session.get_session()
+    core._credentials = RefreshableCredentials.create_from_metadata(  # type: ignore[attr-defined]
+        {"access_key": "k", "secret_key": "s", "token": "t", "expiry_time": soon}, fetch, "test"
+    )
+    core.set_config_variable("region", "us-west-2")
+    model = make(boto_session=boto3.Session(botocore_session=core), region_name=None)
+    assert await said(model, "hello")
+    assert [name.partition("_")[0] for name in asked_in] == ["aws-credentials"]
+
+
 async def test_credentials_that_ran_out_are_fetched_in_a_thread(
     make: Make, fake: RunningFakeBedrock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +337,51 @@ async def test_a_token_that_fires_ends_the_call_in_another_event_loop(make: Make
     await thread
     assert closed["at"] - at < 1
     assert [type(error) for error in raised] == [RunStopped]
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+async def test_a_stop_while_a_connection_is_being_made(make: Make, run: Callable[[Any], Any]) -> None:
+    """The server takes the connection and says nothing: the TLS handshake stands still."""
+    token, loop = StopToken(), asyncio.get_running_loop()
+    server = socket.create_server(("127.0.0.1", 0))
+    server.setblocking(False)
+    model = make(url=f"https://127.0.0.1:{server.getsockname()[1]}")
+    others: list[str] = []
+
+    def call() -> None:
+        with contextlib.suppress(RunStopped):
+            run(said(model, "hello"))
+
+    live_token.set(token)
+    thread = asyncio.create_task(asyncio.to_thread(call))
+    peer, _ = await loop.sock_accept(server)
+    peer.setblocking(False)
+    assert await loop.sock_recv(peer, 65536)  # it begins the handshake
+    token.on_stop(lambda: others.append("called"))
+    token.stop(StopReason.USER)
+    async with asyncio.timeout(SOON):
+        while await loop.sock_recv(peer, 65536):
+            pass
+        await thread
+    assert others == ["called"]
+    peer.close()
+    server.close()
+
+
+async def test_a_cancellation_while_a_connection_is_being_made(make: Make) -> None:
+    loop = asyncio.get_running_loop()
+    server = socket.create_server(("127.0.0.1", 0))
+    server.setblocking(False)
+    talk = asyncio.create_task(said(make(url=f"https://127.0.0.1:{server.getsockname()[1]}"), "hello"))
+    peer, _ = await loop.sock_accept(server)
+    peer.setblocking(False)
+    assert await loop.sock_recv(peer, 65536)
+    talk.cancel()
+    async with asyncio.timeout(SOON):
+        while await loop.sock_recv(peer, 65536):
+            pass
+    peer.close()
+    server.close()
 
 
 async def test_a_call_after_the_stop_is_not_begun(make: Make, fake: RunningFakeBedrock) -> None:
@@ -331,7 +447,6 @@ async def test_strands_own_model_in_an_agent_is_made_stoppable(make: Make) -> No
     model: Any = turn._agent.model
     assert isinstance(model, StoppableBedrockModel)
     assert model.config["model_id"] == "fake.own"
-    assert turn.closes_upstream
 
 
 async def test_models_made_for_each_run_share_their_connections(make: Make, fake: RunningFakeBedrock) -> None:

@@ -6,12 +6,13 @@ import inspect
 import json
 import warnings
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 from anyio import to_thread
 from loguru import logger
 from strands import Agent
+from strands.hooks import AfterModelCallEvent, BeforeModelCallEvent
 from strands.models import BedrockModel
 from strands.types._snapshot import Snapshot
 from strands.types.session import decode_bytes_values, encode_bytes_values
@@ -39,8 +40,21 @@ class AgentTurn:
         self._limits: Any = {"output_tokens": max_output_tokens}
         self._partial: list[str] = []
         self._restored: list[Any] = []
-        self.closes_upstream = closes_upstream
+        self._closes_upstream, self._calling = closes_upstream, False
         self.stopped_itself = False
+        agent.add_hook(self._call_begins, BeforeModelCallEvent)
+        agent.add_hook(self._call_ended, AfterModelCallEvent)
+
+    def _call_begins(self, event: BeforeModelCallEvent) -> None:
+        self._calling = True
+
+    def _call_ended(self, event: AfterModelCallEvent) -> None:
+        self._calling = False
+
+    @property
+    def closes_upstream(self) -> bool:
+        """Whether a model call is open now that will be closed when the agent's task is cancelled."""
+        return self._closes_upstream and self._calling
 
     def restore(self, snapshot: str | None, unseen: list[dict[str, Any]]) -> None:
         """Give the agent what it knew at the end of its last turn, and the messages since then."""
@@ -115,6 +129,11 @@ class AgentTurn:
         self._agent.messages = repaired(history, "".join(self._partial))  # type: ignore[assignment]
 
 
+def _can_be_stoppable(model: Any) -> bool:
+    """Whether it is the agent's own, as Strands ships it. The limiter of the adaptive mode would sleep on the loop."""
+    return type(model) is BedrockModel and (model.client.meta.config.retries or {}).get("mode") != "adaptive"
+
+
 class AgentSource:
     """Makes one agent a run, over one model a process."""
 
@@ -144,8 +163,8 @@ class AgentSource:
         if agent in self._handed_out:  # it would carry one chat's messages into another
             raise AgentError(f"AGENT={self._name} returned the same agent twice; it must make a new one for each run.")
         self._handed_out.add(agent)
-        if type(agent.model) is BedrockModel:  # its own, as Strands ships it
-            agent.model = self._stoppable(agent.model)
+        if _can_be_stoppable(agent.model):
+            agent.model = self._stoppable(cast("BedrockModel", agent.model))
         closes = isinstance(agent.model, StoppableBedrockModel) or (
             self._closes_upstream and agent.model is self._model  # nothing is known of another model that it brings
         )

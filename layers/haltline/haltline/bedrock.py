@@ -10,6 +10,7 @@ Nothing of this is seen from outside a call's own flow: other uses of the same b
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
 import ssl
@@ -17,12 +18,14 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import botocore.session
 import httpx2
 from botocore import UNSIGNED
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.credentials import Credentials
 from botocore.exceptions import (
     ConnectionClosedError,
     ConnectTimeoutError,
@@ -32,7 +35,9 @@ from botocore.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
+from botocore.exceptions import ConnectionError as AnyConnectionError
 from botocore.httpsession import get_cert_path
+from botocore.utils import get_environ_proxies
 from strands.models import BedrockModel
 from strands.types.content import Messages, SystemContentBlock
 from strands.types.streaming import StreamEvent
@@ -46,9 +51,14 @@ IDLE_CONNECTIONS = 100
 IDLE_SECONDS = 60.0  # a connection that was idle for longer is not used again
 LONGEST_BACK_OFF = 20.0  # seconds
 _ATTEMPTS = {"legacy": 5, "standard": 3}  # as botocore documents them, where AWS_MAX_ATTEMPTS is not set
-_PASSING_STATUS = (429, 500, 502, 503, 504)
-_PASSING_CODES = ("Throttling", "ThrottlingException", "TooManyRequestsException", "ModelNotReadyException")
-_PASSING_ERRORS = (ConnectionClosedError, ConnectTimeoutError, EndpointConnectionError, ReadTimeoutError)
+_PASSING_STATUS = (429, 500, 502, 503, 504, 509)
+_PASSING_CODES = (  # of its legacy and its standard mode
+    *("Throttling", "ThrottlingException", "ThrottledException", "RequestThrottledException", "RequestThrottled"),
+    *("TooManyRequestsException", "ProvisionedThroughputExceededException", "RequestLimitExceeded", "SlowDown"),
+    *("BandwidthLimitExceeded", "LimitExceededException", "TransactionInProgressException", "PriorRequestNotComplete"),
+    *("RequestTimeout", "RequestTimeoutException", "ModelNotReadyException"),
+)
+_PASSING_ERRORS = (AnyConnectionError, ConnectionClosedError, ReadTimeoutError)
 _SERVICE = "bedrock-runtime"
 
 # Credentials that have run out are fetched over the network by blocking code.
@@ -83,8 +93,7 @@ class StoppableBedrockModel(BedrockModel):
         return made
 
     def _attach(self) -> None:
-        bundle = botocore.session.get_session().get_config_variable("ca_bundle")  # AWS_CA_BUNDLE, or the profile's
-        self._connections = _connections_of(bundle)
+        self._connections = _connections_for(self.client)
         take_over(self.client)
 
     async def stream(
@@ -142,9 +151,10 @@ class _Connections:
     Not one a model: an agent may bring a new model with each run, and nobody would close what that keeps open.
     """
 
-    def __init__(self, bundle: str | None) -> None:
+    def __init__(self, bundle: str | None, proxy: str | None) -> None:
         """`bundle`: a PEM file of the certificates to trust, None for those that botocore trusts."""
         self._tls = ssl.create_default_context(cafile=get_cert_path(bundle or True))
+        self._proxy = proxy
         self._loop: asyncio.AbstractEventLoop | None = None
         self._kept: httpx2.AsyncClient | None = None
 
@@ -152,7 +162,14 @@ class _Connections:
         limits = httpx2.Limits(
             max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS
         )
-        return httpx2.AsyncClient(limits=limits, verify=self._tls, headers={"accept-encoding": "identity"})
+        return httpx2.AsyncClient(
+            limits=limits,
+            verify=self._tls,
+            proxy=self._proxy,
+            trust_env=False,  # what botocore reads of the environment is in the arguments
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # nothing of one chat goes with another's call
+            headers={"accept-encoding": "identity"},
+        )
 
     def get(self) -> tuple[httpx2.AsyncClient, bool]:
         """A client, and whether it is only for this call."""
@@ -170,13 +187,19 @@ class _Connections:
             await kept.aclose()
 
 
-_connections: dict[str | None, _Connections] = {}
+_connections: dict[tuple[str | None, str | None], _Connections] = {}
 
 
-def _connections_of(bundle: str | None) -> _Connections:
-    if bundle not in _connections:
-        _connections[bundle] = _Connections(bundle)
-    return _connections[bundle]
+def _connections_for(client: Any) -> _Connections:
+    """Those with the certificates and the proxy that botocore would use for this client."""
+    bundle = botocore.session.get_session().get_config_variable("ca_bundle")  # AWS_CA_BUNDLE, or the profile's
+    endpoint, proxies = client.meta.endpoint_url, client.meta.config.proxies
+    proxy = (get_environ_proxies(endpoint) if proxies is None else proxies).get(endpoint.partition(":")[0])
+    if proxy and not proxy.startswith(("http:", "https:")):
+        proxy = f"http://{proxy.removeprefix('//')}"
+    if (bundle, proxy) not in _connections:
+        _connections[bundle, proxy] = _Connections(bundle, proxy)
+    return _connections[bundle, proxy]
 
 
 async def close_connections() -> None:
@@ -204,7 +227,7 @@ class _Call:
         self._carried: asyncio.Queue[Any] = asyncio.Queue()  # a response, then bytes, b"" at the end; or an error
         self._stopped = self._loop.create_future()
         self._looking: asyncio.TimerHandle | None = None
-        self._socket: Any = None  # of a connection in another thread
+        self._made: Any = None  # the TCP connection, where one was made for this call
         self.flow: Flow[_Call]
 
     async def __aenter__(self) -> _Call:
@@ -232,11 +255,11 @@ class _Call:
     # ---- being stopped
     def _stop(self) -> None:
         """Called inside StopToken.stop, in its thread."""
-        if self._socket is not None:  # the thread of this call may get its turn only some ms later
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
         with suppress(RuntimeError):  # that loop has ended, and the call with it
             self._loop.call_soon_threadsafe(self._end)
+        if self._own_client and self._made is not None:  # that thread may get its turn only some ms later
+            with suppress(OSError), socket.socket(fileno=os.dup(self._made.get_extra_info("socket").fileno())) as own:
+                own.shutdown(socket.SHUT_RDWR)
 
     def _look(self) -> None:
         if self._cancel_signal and self._cancel_signal.is_set():
@@ -252,16 +275,16 @@ class _Call:
         if self._carrier is not None and not self._carrier.done() and not self._carrier.cancelling():
             self._carrier.cancel()
 
-    def wait(self, awaitable: Awaitable[Any]) -> None:
+    def wait(self, awaitable: Awaitable[Any]) -> Any:
         """Await from inside the flow. Raises: RunStopped when the call was ended meanwhile."""
-        self.flow.wait(self._either(asyncio.ensure_future(awaitable)))
+        return self.flow.wait(self._either(asyncio.ensure_future(awaitable)))
 
-    async def _either(self, task: asyncio.Future[Any]) -> None:
+    async def _either(self, task: asyncio.Future[Any]) -> Any:
         try:
             await asyncio.wait({task, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 raise RunStopped
-            task.result()
+            return task.result()
         finally:
             task.cancel()
 
@@ -289,9 +312,13 @@ class _Call:
 
     async def _carry(self, client: httpx2.AsyncClient, request: AWSPreparedRequest) -> None:
         headers = {k: v.decode() if isinstance(v, bytes) else str(v) for k, v in request.headers.items()}
-        notes = {"trace": self._note_socket} if self._own_client else {}
         made = client.build_request(
-            request.method, request.url, headers=headers, content=request.body, extensions=notes
+            request.method,
+            request.url,
+            headers=headers,
+            content=request.body,
+            timeout=self._timeout,
+            extensions={"trace": self._note_connection},
         )
         response = None
         try:
@@ -307,11 +334,13 @@ class _Call:
         finally:
             if response is not None:
                 await response.aclose()
+            elif self._made is not None:  # given up in the TLS handshake, httpcore would leave it open
+                await self._made.aclose()
 
-    async def _note_socket(self, event: str, told: dict[str, Any]) -> None:
+    async def _note_connection(self, event: str, told: dict[str, Any]) -> None:
         """See https://www.encode.io/httpcore/extensions/#trace."""
         if event == "connection.connect_tcp.complete":
-            self._socket = told["return_value"].get_extra_info("socket")
+            self._made = told["return_value"]
 
 
 class _Body:
@@ -355,14 +384,11 @@ def _root(error: BaseException) -> BaseException:
 
 # ---- what botocore asks
 def take_over(client: Any) -> None:
-    """Let calls that run in a flow go over asyncio. Once a client; others of its calls stay as they were.
-
-    Raises: RuntimeError where botocore's retries cannot be replaced: they sleep, and would hold up the event loop.
-    """
+    """Let calls that run in a flow go over asyncio. Others of the client's calls stay as they were."""
     events = client.meta.events
     events.unregister(f"needs-retry.{_SERVICE}", unique_id=f"retry-config-{_SERVICE}")
-    for name, handler in (("before-sign", _before_sign), ("before-send", _before_send)):
-        events.register(f"{name}.{_SERVICE}", handler, unique_id=f"haltline-{name}")
+    events.register(f"before-sign.{_SERVICE}", _before_sign, unique_id="haltline-before-sign")
+    events.register_last(f"before-send.{_SERVICE}", _before_send, unique_id="haltline-before-send")  # others may add
     events.register(f"needs-retry.{_SERVICE}", _Retries(client), unique_id="haltline-needs-retry")
 
 
@@ -371,12 +397,17 @@ def _current_call() -> _Call | None:
     return flow.context if flow is not None and isinstance(flow.context, _Call) else None
 
 
-def _before_sign(request_signer: Any, signing_name: str, region_name: str, signature_version: Any, **_: Any) -> None:
-    """Have credentials that ran out fetched in a thread; signing then finds them fresh."""
+def _before_sign(
+    request: Any, request_signer: Any, signing_name: str, region_name: str, signature_version: Any, **_: Any
+) -> None:
+    """Have credentials that run out fetched in a thread, and signed with: asked again, they may be fetched again."""
     if (call := _current_call()) and signature_version is not UNSIGNED:
         loop = asyncio.get_running_loop()
         fetch = request_signer.get_auth_instance
-        call.wait(loop.run_in_executor(_signers, fetch, signing_name, region_name, signature_version))
+        auth = call.wait(loop.run_in_executor(_signers, fetch, signing_name, region_name, signature_version))
+        if found := getattr(auth, "credentials", None):  # a bearer token has none
+            frozen = Credentials(found.access_key, found.secret_key, found.token)
+            request.context.setdefault("signing", {})["request_credentials"] = frozen
 
 
 def _before_send(request: AWSPreparedRequest, **_: Any) -> AWSResponse | None:

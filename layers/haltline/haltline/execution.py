@@ -51,6 +51,7 @@ class Execution:
         self._message, self._document, self._deps = message, document, deps
         self._turn: AgentTurn | None = None
         self._said: list[str] = []
+        self._closes_upstream = False  # a model call was open when the stop came, and ends with the agent's task
         self._complete = False  # the agent came to its own end, and all of its text went out
         self.task = asyncio.create_task(self._live(), name=f"run {run.run_id}")
 
@@ -74,6 +75,7 @@ class Execution:
 
         def halt() -> None:
             # Inside the token's own call: whatever the agent waits for is cancelled before anything else may run.
+            self._closes_upstream = self._turn is not None and self._turn.closes_upstream
             answer.cancel()
             if not gate.done():
                 gate.set_result(None)
@@ -158,7 +160,7 @@ class Execution:
         await cancelled(answer, within=UNWIND)
         if self._turn is not None:
             self._turn.tell_threads()
-        closed_ms = self._since_stop() if answer.done() and self._turn and self._turn.closes_upstream else None
+        closed_ms = self._since_stop() if answer.done() and self._closes_upstream else None
         if not answer.done():
             logger.warning("chat_id=<{}> run_id=<{}> | the agent does not let go", run.chat_id, run.run_id)
         await asyncio.wait({opening})

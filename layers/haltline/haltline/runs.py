@@ -96,8 +96,14 @@ class StopToken:
                 return False
             self.reason, self.fired_at = reason, time.monotonic()
             callbacks, self._callbacks = self._callbacks, []
+        failed: Exception | None = None
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception as error:  # the others are called all the same
+                failed = failed or error
+        if failed:
+            raise failed
         return True
 
     def on_stop(self, callback: Callable[[], None]) -> None:

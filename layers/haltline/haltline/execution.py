@@ -51,6 +51,8 @@ class Execution:
         self._message, self._document, self._deps = message, document, deps
         self._turn: AgentTurn | None = None
         self._said: list[str] = []
+        self._decided = False  # whether the agent or the stop came first
+        self._halted_ms: float | None = None  # from the stop to its frame
         self._closes_upstream = False  # a model call was open when the stop came, and ends with the agent's task
         self._complete = False  # the agent came to its own end, and all of its text went out
         self.task = asyncio.create_task(self._live(), name=f"run {run.run_id}")
@@ -74,7 +76,10 @@ class Execution:
         gate = loop.create_future()
 
         def halt() -> None:
-            # Inside the token's own call: whatever the agent waits for is cancelled before anything else may run.
+            # Inside the token's own call, before anything else may run: the frame, where nothing needs to be marked for
+            # it, and the cancelling of whatever the agent waits for.
+            if not self._decided and not self._complete and run.closing_marked:
+                self._say_stopped()
             self._closes_upstream = self._turn is not None and self._turn.closes_upstream
             answer.cancel()
             if not gate.done():
@@ -85,6 +90,7 @@ class Execution:
         run.token.on_stop(halt)
         try:
             await asyncio.wait({answer, gate}, return_when=asyncio.FIRST_COMPLETED)
+            self._decided = True
             if run.token.stopped and not self._complete:
                 self.receipt = await self._halted(answer, opening)
             else:
@@ -126,7 +132,7 @@ class Execution:
                 # Ended from within: the next wait inside the agent is cancelled, so that all of its generators unwind
                 # in this task, one after the other. Left alone here, the garbage collector would end them in another.
                 _this_task().cancel()
-        self._complete = not cut
+        self._complete = not cut and not run.token.stopped  # an agent may swallow the cancellation
 
     async def _room(self) -> bool:
         """Wait until a slow client has caught up. False where the run was halted meanwhile."""
@@ -151,12 +157,10 @@ class Execution:
         """The stop came first."""
         run, reason = self.run, self.run.token.reason
         assert reason is not None  # noqa: S101 - the gate opens for nothing else
-        halted_ms = None
-        if reason in _SAID_AT_ONCE:
+        if self._halted_ms is None and reason in _SAID_AT_ONCE:
             if not run.closing_marked:
                 await self._mark_closing()
-            self.stream.put(Stopped())
-            halted_ms = self._since_stop()
+            self._say_stopped()
         await cancelled(answer, within=UNWIND)
         if self._turn is not None:
             self._turn.tell_threads()
@@ -167,7 +171,12 @@ class Execution:
         if failure := _error_of(opening):  # the closing write tries again, and says so where it fails too
             logger.warning("chat_id=<{}> run_id=<{}> error=<{}> | no opening write", run.chat_id, run.run_id, failure)
         frame = Stopped() if reason in _SAID_AT_ONCE else Failed(_WHY[reason])
-        return await self._finish(Outcome.STOPPED, reason, frame, halted_ms=halted_ms, closed_ms=closed_ms)
+        return await self._finish(Outcome.STOPPED, reason, frame, halted_ms=self._halted_ms, closed_ms=closed_ms)
+
+    def _say_stopped(self) -> None:
+        if self.run.token.reason in _SAID_AT_ONCE:
+            self.stream.put(Stopped())
+            self._halted_ms = self._since_stop()
 
     async def _mark_closing(self) -> None:
         # The bus may be gone, and the user waits: a mark that cannot be set costs the next message a refusal.

@@ -40,6 +40,8 @@ from tests.stack import free_port
 from tests.stops.bench import new_name, script
 
 SOON = 10.0  # seconds: a deadline for what must happen, never a measure
+# One for all models: what it has loaded makes the next client cheap.
+SESSION = boto3.Session(aws_access_key_id="test", aws_secret_access_key="test", region_name="us-west-2")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ async def make(fake: RunningFakeBedrock, monkeypatch: pytest.MonkeyPatch) -> Asy
         retries: Any = {"mode": "standard", "total_max_attempts": attempts}
         options = {name: how.pop(name) for name in ("read_timeout", "proxies") if name in how}
         config = Config(retries=how.pop("retries", retries), max_pool_connections=100, **options)
-        how = {"model_id": "fake.model", "region_name": "us-west-2", **how}
+        how = {"model_id": "fake.model", "boto_session": SESSION, **how}
         return kind(endpoint_url=url or fake.url, boto_client_config=config, **how)
 
     yield model
@@ -270,7 +272,7 @@ async def test_credentials_whose_refresh_fails_are_asked_for_in_the_thread_only(
         {"access_key": "k", "secret_key": "s", "token": "t", "expiry_time": soon}, fetch, "test"
     )
     core.set_config_variable("region", "us-west-2")
-    model = make(boto_session=boto3.Session(botocore_session=core), region_name=None)
+    model = make(boto_session=boto3.Session(botocore_session=core))
     assert await said(model, "hello")
     assert [name.partition("_")[0] for name in asked_in] == ["aws-credentials"]
 
@@ -291,7 +293,7 @@ async def test_credentials_that_ran_out_are_fetched_in_a_thread(
         {"access_key": "k", "secret_key": "s", "token": "t", "expiry_time": "2000-01-01T00:00:00Z"}, fetch, "test"
     )
     core.set_config_variable("region", "us-west-2")
-    model = make(boto_session=boto3.Session(botocore_session=core), region_name=None)
+    model = make(boto_session=boto3.Session(botocore_session=core))
     assert await said(model, "hello")
     assert [name.startswith("aws-credentials") for name in fetched_in] == [True]
 

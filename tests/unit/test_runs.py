@@ -58,14 +58,28 @@ def test_the_first_reason_stays() -> None:
     assert (token.reason, token.fired_at) == (StopReason.DEADLINE, fired_at)
 
 
-def test_each_callback_is_called_once_in_order() -> None:
+def test_each_callback_is_called_once_the_latest_first() -> None:
     token, called = StopToken(), []
     token.on_stop(lambda: called.append("first"))
     token.on_stop(lambda: called.append("second"))
     assert called == []
     token.stop(StopReason.USER)
     token.stop(StopReason.USER)
-    assert called == ["first", "second"]
+    assert called == ["second", "first"]
+
+
+def test_a_callback_that_fails_keeps_no_other_from_being_called() -> None:
+    token, called = StopToken(), []
+
+    def fails() -> None:
+        raise OSError("broken")
+
+    token.on_stop(lambda: called.append("first"))
+    token.on_stop(fails)
+    with pytest.raises(OSError, match="broken"):
+        token.stop(StopReason.USER)
+    assert called == ["first"]
+    assert token.stopped
 
 
 def test_a_callback_that_comes_late_is_called_at_once() -> None:

@@ -220,7 +220,7 @@ class _Call:
     ) -> None:
         self._connections, self._timeout, self._cancel_signal = connections, timeout, cancel_signal
         self._token = live_token.get()
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._client: httpx2.AsyncClient | None = None
         self._own_client = False
         self._carrier: asyncio.Task[None] | None = None
@@ -255,6 +255,9 @@ class _Call:
     # ---- being stopped
     def _stop(self) -> None:
         """Called inside StopToken.stop, in its thread."""
+        if threading.get_ident() == self._thread:
+            self._end()
+            return
         with suppress(RuntimeError):  # that loop has ended, and the call with it
             self._loop.call_soon_threadsafe(self._end)
         if self._own_client and self._made is not None:  # that thread may get its turn only some ms later

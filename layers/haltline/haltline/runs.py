@@ -71,8 +71,9 @@ class Arrival:
 
 
 class StopToken:
-    """One per run. Fires once; the first reason stays. Callbacks run inside `stop`, in its thread.
+    """One per run. Fires once; the first reason stays.
 
+    Callbacks run inside `stop`, in its thread, the latest first: what was opened last, a model's call, is shut first.
     `on_stop` and `off_stop` may be called from any thread; a callback that comes as the token fires is called too.
     """
 
@@ -97,7 +98,7 @@ class StopToken:
             self.reason, self.fired_at = reason, time.monotonic()
             callbacks, self._callbacks = self._callbacks, []
         failed: Exception | None = None
-        for callback in callbacks:
+        for callback in reversed(callbacks):
             try:
                 callback()
             except Exception as error:  # the others are called all the same

@@ -386,6 +386,19 @@ async def test_a_cancellation_while_a_connection_is_being_made(make: Make) -> No
     server.close()
 
 
+async def test_whoever_ends_a_call_its_carrier_is_cancelled_once(make: Make, fake: RunningFakeBedrock) -> None:
+    """A second cancellation, in the midst of closing the connection, would leave it open."""
+    token, name = StopToken(), new_name("once")
+    live_token.set(token)
+    talk = asyncio.create_task(said(make(), script(name=name, delay_ms=60_000)))
+    await asyncio.to_thread(fake.wait_for, lambda line: line.get("name") == name)
+    carrier = next(task for task in asyncio.all_tasks() if "_carry" in repr(task.get_coro()))
+    token.stop(StopReason.USER)
+    talk.cancel()
+    await asyncio.wait({talk, carrier})
+    assert carrier.cancelling() == 1
+
+
 async def test_a_call_after_the_stop_is_not_begun(make: Make, fake: RunningFakeBedrock) -> None:
     token, name = StopToken(), new_name("late")
     token.stop(StopReason.USER)

@@ -248,9 +248,13 @@ class _Call:
 
     async def close(self) -> None:
         """Close the connection, unless the answer was read to its end. Returns when that is done."""
-        if self._carrier is not None and not self._carrier.done():
-            self._carrier.cancel()
+        self._drop()
+        if self._carrier is not None:
             await asyncio.wait({self._carrier})
+
+    def _drop(self) -> None:
+        if self._carrier is not None and not self._carrier.cancelling():  # of one that is done this asks nothing
+            self._carrier.cancel()
 
     # ---- being stopped
     def _stop(self) -> None:
@@ -275,8 +279,7 @@ class _Call:
             return
         self._stopped.set_result(None)
         self._carried.put_nowait(RunStopped())
-        if self._carrier is not None and not self._carrier.done() and not self._carrier.cancelling():
-            self._carrier.cancel()
+        self._drop()
 
     def wait(self, awaitable: Awaitable[Any]) -> Any:
         """Await from inside the flow. Raises: RunStopped when the call was ended meanwhile."""

@@ -23,6 +23,7 @@ class Phase:
     agent: str = "make"
     attempts: int = 5  # AWS_MAX_ATTEMPTS
     hold_second_call: bool = False
+    nested: bool = False  # the open call is that of an agent inside of a tool
 
 
 def _logged(*events: str) -> Callable[[Bench, Talk, str], Awaitable[Any]]:
@@ -71,7 +72,7 @@ PHASES = [
     Phase("a tool in a thread", _tool("blocks"), _entered("blocks")),
     Phase("an async-generator tool", _tool("counts"), _entered("counts")),
     Phase("several tools at once", _tool("waits", "blocks", "counts"), _entered("waits", "blocks", "counts")),
-    Phase("an agent inside of a tool", {}, _nested, "streaming"),
+    Phase("an agent inside of a tool", {}, _nested, "streaming", nested=True),
     Phase("the provider's back-off", {"throttle": -1}, _logged("refused")),
     Phase("the agent's back-off", {"throttle": -1}, _logged("refused"), attempts=1),
     Phase(
@@ -83,12 +84,12 @@ PHASES = [
 
 def script_of(phase: Phase, name: str) -> dict[str, Any]:
     """What to tell the fake Bedrock, under this name."""
-    if phase.name == "an agent inside of a tool":
-        question = script(name=f"{name}-nested", text="on and on ", repeat=9999, pace_ms=3)
+    if phase.nested:
+        question = script(name=open_call(phase, name), text="on and on ", repeat=9999, pace_ms=3)
         return {"name": name, "tools": [{"name": "asks", "input": {"question": question}}]}
     return {"name": name, **phase.script}
 
 
 def open_call(phase: Phase, name: str) -> str:
     """The name of the request that is open in this phase."""
-    return f"{name}-nested" if phase.name == "an agent inside of a tool" else name
+    return f"{name}-nested" if phase.nested else name

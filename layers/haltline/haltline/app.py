@@ -77,7 +77,7 @@ def make_app(resources: Resources) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     resources: Resources = app.state.resources
-    # Strands calls Bedrock and plain tools in threads, and a stopped one keeps its thread until it ends by itself:
+    # Strands calls plain tools in threads, and a stopped one keeps its thread until it ends by itself:
     # with asyncio's few a handful of them would hold up every other run.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "agent"))
     async with resources.bus:

@@ -70,12 +70,15 @@ end
 
 local function save(ttl) redis.call('SET', KEYS[2], cjson.encode(rec), 'EX', ttl) end
 
+-- what the mailbox says, to the µs where this record wrote it; nil where it holds no time
+local function time_in(mail) return mail and mail == rec.mail and tonumber(rec.mail_exact) or tonumber(mail or '') end
+
 -- the mailbox' stop is consumed: from here the watermark remembers whom it covers. What is no time, or lies in the
 -- future (a person SET it by hand), covers up to `otherwise`
 local function drain(otherwise)
   local mail = redis.call('GETDEL', KEYS[1])
   if not mail then return end
-  local covered = mail == rec.mail and tonumber(rec.mail_exact) or tonumber(mail)
+  local covered = time_in(mail)
   if not (covered and covered <= now + 1000) then covered = otherwise end
   rec.upto, rec.mail, rec.mail_exact = text(math.max(tonumber(rec.upto or 0), covered)), nil, nil
 end
@@ -149,8 +152,7 @@ if live and s < tonumber(rec.a) then
   end
   s = tonumber(rec.a)
 end
-local mail = redis.call('GET', KEYS[1])
-local stored = mail and mail == rec.mail and tonumber(rec.mail_exact) or tonumber(mail or '')
+local stored = time_in(redis.call('GET', KEYS[1]))
 if not (stored and stored >= s) then -- also over what is no number
   rec.mail, rec.mail_exact = string.format('%.0f', math.floor(s)), text(s)
   redis.call('SET', KEYS[1], rec.mail, 'EX', ARGV[3])
@@ -203,8 +205,7 @@ if tonumber(rec.claim or '0') < known then rec.claim = ARGV[6] end
 if rec.nonce ~= ARGV[3] then rec.closing, rec.delete, rec.stopped, rec.waiters = nil, nil, nil, nil end
 rec.run, rec.owner, rec.nonce, rec.a, rec.door = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1'
 if ARGV[8] == '1' then rec.closing = true end
-local mail = redis.call('GET', KEYS[1])
-local put = mail and mail == rec.mail and tonumber(rec.mail_exact) or tonumber(mail or '')
+local put = time_in(redis.call('GET', KEYS[1]))
 if put and put < tonumber(rec.a) then drain(0) end -- BEGIN had consumed it in the world that was lost
 rec.claim = next_claim()
 save(ARGV[7])

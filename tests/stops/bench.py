@@ -68,7 +68,7 @@ class Bench:
     store: FileChatStore
     owner: RedisBus
     stopper: RedisBus
-    fake: RunningFakeBedrock
+    fake: RunningFakeBedrock | None
 
     async def close_idle(self) -> None:
         """Close every connection that is only kept for the next use."""
@@ -89,6 +89,7 @@ class Bench:
 
     async def logged(self, name: str, *events: str) -> dict[str, Any]:
         """The first line of the fake Bedrock's log about the request `name`."""
+        assert self.fake
         return await asyncio.to_thread(
             self.fake.wait_for, lambda line: line.get("name") == name and line["event"] in events, SOON
         )
@@ -173,7 +174,16 @@ async def benched(
         session_dir=directory,
         bedrock_model_id="fake.model",
     )
-    agents, store = AgentSource(settings), FileChatStore(directory)
+    async with benched_with(settings, valkey_url, fake) as bench:
+        yield bench
+
+
+@asynccontextmanager
+async def benched_with(
+    settings: Settings, valkey_url: str, fake: RunningFakeBedrock | None = None
+) -> AsyncIterator[Bench]:
+    """The same with other settings; without a fake where no Bedrock is called."""
+    agents, store = AgentSource(settings), FileChatStore(settings.session_dir)
     async with (
         RedisBus(valkey_url, "owner", stop_ttl=3600, poll_interval=30, run_timeout=600) as owner,
         RedisBus(valkey_url, "stopper", stop_ttl=3600, poll_interval=30, run_timeout=600) as stopper,

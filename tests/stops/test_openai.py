@@ -9,21 +9,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from haltline.agent import AgentSource
-from haltline.chat_index import ChatIndex
-from haltline.chats import FileChatStore
 from haltline.events import Stopped
-from haltline.observability import Metrics
-from haltline.redis_bus import RedisBus
-from haltline.runner import Deps, Runner
-from haltline.runs import Arrival
 from haltline.settings import Settings
-from tests.stops.agents import Probe
-from tests.stops.bench import SOON, Bench, Talk, new_name
+from tests.stops.bench import SOON, benched_with, new_name
 from tests.stops.figures import figure, missed, spread
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
@@ -94,20 +85,10 @@ async def test_a_stop_closes_the_call_of_an_openai_compatible_model(
     found: list[float] = []
     bare: list[float] = []
     for _ in range(rounds):
-        async with (
-            Upstream().serving() as upstream,
-            RedisBus(valkey_url, "owner", stop_ttl=3600, poll_interval=30, run_timeout=600) as owner,
-            RedisBus(valkey_url, "stopper", stop_ttl=3600, poll_interval=30, run_timeout=600) as stopper,
-        ):
+        async with Upstream().serving() as upstream:
             settings = Settings(model_provider="local", local_model_url=upstream.url, session_dir=tmp_path)
-            store = FileChatStore(tmp_path)
-            agents = AgentSource(settings)
-            runner = Runner(Deps(owner, store, ChatIndex(owner.redis, owner, store), agents, Metrics(), 600))
-            fake: Any = None
-            chat = new_name("openai")
-            execution = await runner.start(chat, asked, Arrival())
-            talk = Talk(Bench(runner, store, owner, stopper, fake), chat, execution, Probe())
-            async with asyncio.timeout(SOON):
+            async with benched_with(settings, valkey_url) as bench, asyncio.timeout(SOON):
+                talk = await bench.start(new_name("openai"), asked)
                 await (talk.heard(3) if asked == "talk" else upstream.asked.wait())
                 halted = await talk.halt()
                 left_at = await upstream.left_at

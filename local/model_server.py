@@ -1,6 +1,6 @@
 """The local language model: SmolLM2-135M-Instruct behind an OpenAI-compatible server, one for all replicas.
 
-Run as a process of its own: `python -m local.model_server --port N --ready-fd N`.
+Run as a process of its own: `python -m local.model_server --port N`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def find_model() -> Path | None:
     return next((file for place in places for file in Path(place).glob("*.gguf")), None)
 
 
-def serve(model: Path, port: int, ready_fd: int, verbose: bool) -> None:
-    """Load the model, serve it on 127.0.0.1:`port`, write to `ready_fd`, and go on until a signal ends the process."""
+def serve(model: Path, host: str, port: int, ready_fd: int | None, verbose: bool) -> None:
+    """Load the model, serve it, write to `ready_fd` where there is one, and go on until a signal ends the process."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -42,14 +42,15 @@ def serve(model: Path, port: int, ready_fd: int, verbose: bool) -> None:
     cores = os.cpu_count() or 1
     params.cpuparams.n_threads = max(1, min(cores // 2, 4))
     params.cpuparams_batch.n_threads = min(cores, 8)
-    params.hostnames, params.port = ["127.0.0.1"], port
+    params.hostnames, params.port = [host], port
     params.cors_origins, params.ui = "", False  # no page of another site may use it
     params.verbosity = 3 if verbose else 1
     server = xllamacpp.Server(params)  # returns when the model is loaded; its threads serve from here on
     # The first answer pays for buffers; better now, while the replicas are still starting.
     server.handle_chat_completions({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2})
-    os.write(ready_fd, f"{server.listening_address}\n".encode())
-    os.close(ready_fd)
+    if ready_fd is not None:
+        os.write(ready_fd, f"{server.listening_address}\n".encode())
+        os.close(ready_fd)
     # There is nothing to save: the default action of SIGTERM ends the process at once.
     while True:
         signal.pause()
@@ -58,14 +59,15 @@ def serve(model: Path, port: int, ready_fd: int, verbose: bool) -> None:
 def main() -> None:
     """Entry point of the process."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     model = find_model()
     if not model:
         raise SystemExit("the local model is not installed")
-    serve(model, options.port, options.ready_fd, options.verbose)
+    serve(model, options.host, options.port, options.ready_fd, options.verbose)
 
 
 if __name__ == "__main__":

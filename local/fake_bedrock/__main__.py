@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
+from typing import IO
 
 import uvicorn
 
@@ -19,12 +21,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local.fake_bedrock")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8082)
-    parser.add_argument("--log", type=Path)
+    parser.add_argument("--log", type=Path, help="a file to append to, or - for standard output")
     parser.add_argument("--tls-cert", type=Path)
     parser.add_argument("--tls-key", type=Path)
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(options.log.open("a", encoding="utf-8")) if options.log else None
+        file: IO[str] | None = None
+        if options.log == Path("-"):
+            file = sys.stdout
+        elif options.log:
+            file = stack.enter_context(options.log.open("a", encoding="utf-8"))
         connections = serving(Log(file))
         Server(
             uvicorn.Config(

@@ -8,8 +8,12 @@ UV := .uv/bin/uv
 # Locks name no index: the installer's own configuration says where packages come from.
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11
 ARGS ?=
+# Every service of the Compose stack, whichever model runs.
+COMPOSE := docker compose --profile '*'
+REPLICAS := backend1 backend2 backend3
 
 .PHONY: help run test stops check format lock clean-venv
+.PHONY: start up stop down restart build clean logs logs-backend logs-nginx logs-redis status ps health shell redis redis-monitor stats e2e
 
 help: ## this list
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
@@ -34,6 +38,67 @@ format: $(VENV)/.dev ## ruff format, and the fixes it is sure of
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+# ---- the Compose stack ----------------------------------------------------------------------------
+start: ## build and start the Compose stack on http://127.0.0.1, and say which model answers (MODEL=bedrock|local|scripted|fake-bedrock)
+	@$(PYTHON) -m local.compose up --build --model "$(MODEL)"
+
+up: ## the same, without building anew
+	@$(PYTHON) -m local.compose up --model "$(MODEL)"
+
+# The replicas first: Nginx would wait for streams that nobody ends.
+stop: ## end the stack: live runs have SHUTDOWN_GRACE, then their closing frames
+	@$(COMPOSE) stop $(REPLICAS) && $(COMPOSE) stop
+
+down: stop ## the same, and remove the containers; chats and Redis' data stay
+	@$(COMPOSE) down --remove-orphans
+
+restart: ## stop, then up: settings are read anew, chats stay
+	@$(MAKE) --no-print-directory stop
+	@$(MAKE) --no-print-directory up
+
+build: ## build the images (PYTHON_VERSION=3.12)
+	@$(COMPOSE) build
+
+clean: stop ## remove containers, images and Redis' data; chats in data/sessions stay
+	@$(COMPOSE) down --remove-orphans --volumes --rmi local
+
+logs: ## the logs of all, as they come
+	@$(COMPOSE) logs --follow --tail 100
+
+logs-backend: ## the logs of the three replicas
+	@$(COMPOSE) logs --follow --tail 100 $(REPLICAS)
+
+logs-nginx: ## the access log: a JSON object a request, with its replica and times
+	@$(COMPOSE) logs --follow --tail 100 --no-log-prefix nginx
+
+logs-redis: ## the log of Redis
+	@$(COMPOSE) logs --follow --tail 100 redis
+
+status: ps health ## both of the next two
+
+ps: ## the containers
+	@$(COMPOSE) ps --all
+
+health: ## what each replica says of itself
+	@$(PYTHON) -m local.compose health
+
+shell: ## a shell in backend1
+	@$(COMPOSE) exec backend1 sh
+
+redis: ## redis-cli
+	@$(COMPOSE) exec redis redis-cli
+
+redis-monitor: ## every command that Redis gets, as it comes
+	@$(COMPOSE) exec redis redis-cli monitor
+
+stats: ## CPU and memory of each container, as they change
+	@docker stats $$($(COMPOSE) ps --quiet)
+
+e2e: $(VENV)/.dev ## the tests against the Compose stack, which then runs with the fake Bedrock
+	@$(MAKE) --no-print-directory start MODEL=fake-bedrock
+	$(PY) -m pytest -n 0 --timeout 300 $(or $(ARGS),tests/e2e)
+
+# ---- locks ----------------------------------------------------------------------------------------
 lock: $(UV) ## compile requirements/*.txt anew (UPGRADE=1 takes newer releases)
 	@rm -rf build/locks && mkdir -p build/locks
 	$(if $(UPGRADE),,cp requirements/*.txt build/locks/ 2>/dev/null || true)

@@ -88,13 +88,19 @@ class StepAgents:
 
 
 class StepStore(FileChatStore):
-    """Files, but a save waits while `hold` is clear, and fails while `broken`."""
+    """Files, but a load waits while `may_load` is clear, a save while `free` is, and fails while `broken`."""
 
     def __init__(self, directory: Any) -> None:
         super().__init__(directory)
         self.free, self.saving = asyncio.Event(), asyncio.Event()
         self.free.set()
+        self.may_load = asyncio.Event()
+        self.may_load.set()
         self.broken = False
+
+    async def load(self, chat_id: str) -> ChatDocument:
+        await self.may_load.wait()
+        return await super().load(chat_id)
 
     async def save(self, document: ChatDocument) -> None:
         self.saving.set()

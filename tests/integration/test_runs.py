@@ -156,7 +156,10 @@ async def test_the_next_turn_knows_the_last(bench: Bench) -> None:
 
 async def test_a_stop_between_two_tokens(bench: Bench) -> None:
     execution = await bench.running("Hel", "lo ")
+    told = asyncio.Event()
+    execution.run.token.on_stop(told.set)
     verdict = await bench.other.stop(bench.chat, Arrival(), wait=True)
+    await soon(told)  # the push may come after the reply
     bench.agents.say("never seen")
     assert await rest(execution) == [Stopped()]
     await soon(bench.agents.cancelled)
@@ -416,6 +419,36 @@ async def test_a_replica_that_ends_gives_its_runs_time_then_halts_them(bench: Be
     assert await bench.transcript() == [("user", "hello", False, ""), ("assistant", "Hel", True, "shutdown")]
     with pytest.raises(Draining):
         await bench.start("again")
+
+
+async def test_a_run_that_begins_while_its_replica_ends_has_the_same_time(bench: Bench) -> None:
+    bench.store.may_load.clear()
+    starting = asyncio.create_task(bench.start())
+    await asyncio.sleep(0)  # it was let in
+    draining = asyncio.create_task(bench.runner.drain(SOON))
+    await asyncio.sleep(0)
+    with pytest.raises(Draining):
+        await bench.start("one that came later")
+    bench.store.may_load.set()
+    execution = await starting
+    bench.agents.say("Hello")
+    bench.agents.end()
+    assert await rest(execution) == [Text("Hello"), Done()]
+    await draining
+
+
+async def test_a_run_that_begins_after_that_time_is_halted(bench: Bench) -> None:
+    bench.store.may_load.clear()
+    starting = asyncio.create_task(bench.start())
+    await asyncio.sleep(0)
+    draining = asyncio.create_task(bench.runner.drain(0))
+    for _ in range(20):
+        await asyncio.sleep(0)  # a time of 0 is over within a few turns of the loop
+    assert not draining.done()
+    bench.store.may_load.set()
+    execution = await starting
+    assert isinstance((await rest(execution))[-1], Failed)
+    await draining
 
 
 async def test_a_run_at_its_time_limit(make_bus: Any, tmp_path: Path) -> None:

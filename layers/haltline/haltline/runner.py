@@ -42,9 +42,11 @@ class Runner:
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
         self._live: dict[str, Execution] = {}  # by nonce
+        self._beginning = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._draining: asyncio.Task[None] | None = None
+        self._grace_over = False
 
     @property
     def live_count(self) -> int:
@@ -64,6 +66,9 @@ class Runner:
         reason = StopReason.SUPERSEDED if stop_first else None
         # Shielded: a client that leaves now must not leave a chat behind that nobody ends.
         beginning = asyncio.create_task(self._begin(run, message, reason))
+        self._beginning += 1
+        self._quiet.clear()
+        beginning.add_done_callback(self._begun)
         try:
             return await asyncio.shield(beginning)
         except asyncio.CancelledError:
@@ -77,19 +82,25 @@ class Runner:
             run.begun_deleted = begun.stopped is StopReason.DELETED
             run.token.stop(begun.stopped)
         execution = Execution(run, message, document, self._deps)
-        if self._draining:
+        if self._grace_over:
             run.token.stop(StopReason.SHUTDOWN)
         self._live[run.nonce] = execution
-        self._quiet.clear()
         self._deps.metrics.live_runs.inc()
         execution.task.add_done_callback(lambda _: self._ended(execution))
         logger.info("chat_id=<{}> run_id=<{}> | run begun", run.chat_id, run.run_id)
         return execution
 
+    def _begun(self, _: asyncio.Task[Execution]) -> None:
+        self._beginning -= 1
+        self._note_quiet()
+
     def _ended(self, execution: Execution) -> None:
         del self._live[execution.run.nonce]
         self._deps.metrics.live_runs.dec()
-        if not self._live:
+        self._note_quiet()
+
+    def _note_quiet(self) -> None:
+        if not self._live and not self._beginning:
             self._quiet.set()
 
     def stop_here(self, chat_id: str, run_id: str | None, arrival: Arrival) -> Execution | None:
@@ -103,7 +114,8 @@ class Runner:
         return None
 
     async def drain(self, grace: float) -> None:
-        """Start nothing new; give live runs `grace` seconds, then halt them, each with its closing frame.
+        """Start nothing new; give live runs and those that begin `grace` seconds, then halt them, each with its closing
+        frame.
 
         Returns when all have ended. A second call waits for the first.
         """
@@ -116,6 +128,7 @@ class Runner:
             async with asyncio.timeout(grace):
                 await self._quiet.wait()
         except TimeoutError:
+            self._grace_over = True
             for execution in list(self._live.values()):
                 execution.run.token.stop(StopReason.SHUTDOWN)
             await self._quiet.wait()

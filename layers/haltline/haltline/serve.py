@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 
 import uvicorn
 from loguru import logger
@@ -19,6 +21,7 @@ from haltline.settings import Settings, exit_with
 
 BACKLOG = 2048  # connections that wait to be taken
 UNWIND = 5  # seconds beyond SHUTDOWN_GRACE for the last closing frames to be written
+LAST_REQUESTS = 0.25  # seconds for the requests of those who were let in before the order to end
 
 
 def serve(fd: int | None, ready_fd: int | None) -> None:
@@ -69,10 +72,34 @@ class Server(uvicorn.Server):
         os._exit(0 if self.started else STARTUP_FAILURE)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no new connection, give live runs SHUTDOWN_GRACE, halt the rest, each with its closing frame."""
+        """Take no new connection, give live runs SHUTDOWN_GRACE, halt the rest, each with its closing frame.
+
+        Whoever is connected by then is served as ever for a moment: a front door cannot tell whether a request that it
+        had sent was read, and may send a message no second time.
+        """
+        await self._let_in_the_last(sockets or [])
+        await asyncio.sleep(LAST_REQUESTS)
         if self._resources.runs is not None:
             self._draining = asyncio.create_task(self._resources.runs.drain(self._resources.settings.shutdown_grace))
         await super().shutdown(sockets)
+
+    async def _let_in_the_last(self, sockets: list[socket.socket]) -> None:
+        """Close the door behind those whom the kernel has let in already: by itself a close would cut them off."""
+        spares = [sock.dup() for sock in sockets]
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        for spare in spares:
+            with spare, suppress(BlockingIOError):
+                spare.setblocking(False)
+                while True:
+                    client, _ = spare.accept()
+                    await loop.connect_accepted_socket(self._protocol, client)
+
+    def _protocol(self) -> asyncio.Protocol:
+        # As uvicorn's own server makes them.
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
 def _listen(settings: Settings) -> socket.socket:

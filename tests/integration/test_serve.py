@@ -1,0 +1,131 @@
+"""A replica that is told to end while requests are still coming in: none is cut off unread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from haltline.app import make_app
+from haltline.bootstrap import make_resources
+from haltline.serve import Server
+from haltline.settings import Settings
+
+SOON = 10.0  # seconds: a deadline for what must happen, never a measure
+BODY = b'{"message": "/script {\\"text\\": \\"said to the end\\", \\"pace_ms\\": 1}"}'
+
+
+def request(chat_id: str) -> bytes:
+    head = f"POST /api/v1/chat/{chat_id} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+
+
+class Ending(Server):
+    """The replica's server, with a moment for the test between the order to end and the end."""
+
+    at_the_end: Callable[[], None] = staticmethod(lambda: None)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await uvicorn.Server.serve(self, sockets)  # without the end of the process
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.at_the_end()
+        await super().shutdown(sockets)
+
+
+@dataclass
+class Replica:
+    server: Ending
+    address: tuple[str, int]
+    serving: asyncio.Task[None]
+
+    def connect(self) -> socket.socket:
+        """The kernel lets a client in, whatever the event loop does; nothing is awaited."""
+        client = socket.create_connection(self.address)
+        client.setblocking(False)
+        return client
+
+    async def end(self) -> None:
+        self.server.should_exit = True
+        await asyncio.wait_for(asyncio.shield(self.serving), SOON)
+
+
+@pytest.fixture
+async def replica(valkey_url: str, tmp_path: Path) -> AsyncIterator[Replica]:
+    settings = Settings(redis_url=valkey_url, model_provider="scripted", session_dir=tmp_path, shutdown_grace=5)
+    resources = make_resources(settings)
+    listener = socket.create_server(("127.0.0.1", 0))
+    ready, told = socket.socketpair()
+    config = uvicorn.Config(make_app(resources), log_config=None, timeout_graceful_shutdown=5)
+    server = Ending(config, resources, told.detach())
+    serving = asyncio.create_task(server.serve([listener]))
+    ready.setblocking(False)
+    await asyncio.wait_for(asyncio.get_running_loop().sock_recv(ready, 8), SOON)
+    made = Replica(server, listener.getsockname(), serving)
+    try:
+        yield made
+    finally:
+        ready.close()
+        await made.end()
+        with contextlib.suppress(OSError):
+            listener.close()
+
+
+async def answer(client: socket.socket) -> str:
+    """All that the server says until it closes."""
+    said = b""
+    with client:
+        while data := await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 65536), SOON):
+            said += data
+    return said.decode()
+
+
+async def test_a_request_that_the_kernel_had_let_in_is_served(replica: Replica) -> None:
+    clients: list[socket.socket] = []
+
+    def let_in() -> None:
+        for n in range(5):
+            clients.append(replica.connect())
+            clients[-1].send(request(f"let-in-{n}"))
+
+    replica.server.at_the_end = let_in
+    ending = asyncio.create_task(replica.end())
+    while not clients:
+        await asyncio.sleep(0)
+    for client in clients:
+        said = await answer(client)
+        assert said.startswith("HTTP/1.1 200"), said
+        assert "event: done" in said
+    await ending
+
+
+async def test_a_request_read_just_after_the_order_to_end_runs_to_its_end(replica: Replica) -> None:
+    client = replica.connect()
+    while not replica.server.server_state.connections:
+        await asyncio.sleep(0)
+    told = asyncio.Event()
+    replica.server.at_the_end = told.set
+    ending = asyncio.create_task(replica.end())
+    await told.wait()
+    client.send(request("just-after"))
+    said = await answer(client)
+    assert said.startswith("HTTP/1.1 200"), said
+    assert "event: done" in said
+    await ending
+
+
+async def test_nobody_is_let_in_after_the_order_to_end(replica: Replica) -> None:
+    told = asyncio.Event()
+    replica.server.at_the_end = told.set
+    ending = asyncio.create_task(replica.end())
+    await told.wait()
+    await asyncio.sleep(0)
+    with pytest.raises(ConnectionRefusedError):
+        replica.connect()
+    await ending

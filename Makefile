@@ -27,12 +27,24 @@ test: $(VENV)/.dev ## every test that needs no AWS and no Docker
 stops: $(VENV)/.dev ## stops in every phase, at random moments and in every order, thousands of them, with the figures
 	STOPS_FULL=1 $(PY) -m pytest -n 0 --timeout 900 $(or $(ARGS),tests/stops tests/protocol)
 
-check: $(VENV)/.dev ## ruff, mypy --strict, import directions, locks in step
+check: $(VENV)/.dev ## ruff, mypy --strict, import directions, locks in step, the Compose stack's files
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/hadolint local/Dockerfile
+	@$(MAKE) --no-print-directory stack-check
 	$(MAKE) --no-print-directory lock-check
+
+# What Docker alone can tell.
+.PHONY: stack-check
+stack-check:
+	@if ! docker compose version >/dev/null 2>&1; then echo "docker-compose.yml not checked: no Docker Compose here"; \
+	  else $(COMPOSE) config --quiet && echo "docker-compose.yml is in order"; fi
+	@image=$$($(COMPOSE) config --images 2>/dev/null | grep ^nginx); \
+	  if ! docker image inspect $$image >/dev/null 2>&1 && ! docker pull --quiet $$image >/dev/null 2>&1; then \
+	    echo "local/nginx.conf not checked: no Docker engine here, or no image for it"; \
+	  else docker run --rm --network none --volume ./local/nginx.conf:/etc/nginx/nginx.conf:ro $$image nginx -t; fi
 
 format: $(VENV)/.dev ## ruff format, and the fixes it is sure of
 	$(PY) -m ruff check --fix .

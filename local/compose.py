@@ -40,8 +40,12 @@ HEALTH = (
 
 @dataclass(frozen=True)
 class Model:
-    """Which model answers. `words` say so to a person; `env` is what Compose is to be told; `service` is one of
-    OWN_MODELS that it needs, or None.
+    """Which model answers.
+
+    Attributes:
+        words: say so to a person.
+        env: what Compose is to be told.
+        service: the one of OWN_MODELS that it needs, or None.
     """
 
     words: str
@@ -59,8 +63,14 @@ def choose_model(asked: str, settings: Mapping[str, str], aws: str) -> Model:
     """
     if asked == "fake-bedrock":
         endpoint = "http://fake-bedrock:8082"
-        env = {"AWS_ENDPOINT_URL_BEDROCK_RUNTIME": endpoint, "AWS_ACCESS_KEY_ID": "fake", "AWS_SECRET_ACCESS_KEY": "fake"}
-        words = "the fake Bedrock, which says what a message scripts (local/fake_bedrock), through the real Bedrock client"
+        env = {
+            "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": endpoint,
+            "AWS_ACCESS_KEY_ID": "fake",
+            "AWS_SECRET_ACCESS_KEY": "fake",
+        }
+        words = (
+            "the fake Bedrock, which says what a message scripts (local/fake_bedrock), through the real Bedrock client"
+        )
         return Model(words, {"MODEL_PROVIDER": "bedrock", **env}, "fake-bedrock")
     provider = asked or settings.get("MODEL_PROVIDER", "") or ("bedrock" if aws else "local")
     env = {"MODEL_PROVIDER": provider}
@@ -78,8 +88,9 @@ def choose_model(asked: str, settings: Mapping[str, str], aws: str) -> Model:
 
 
 def container_user() -> tuple[int, int]:
-    """As whom replicas run: whoever calls, so that the files on both sides are theirs. Never root: then whoever called
-    sudo, else the image's own user.
+    """As whom replicas run: whoever calls, so that the files on both sides are theirs.
+
+    Never root: in its place comes whoever called sudo, else the image's own user. Returns user and group.
     """
     if os.getuid():
         return os.getuid(), os.getgid()
@@ -153,7 +164,7 @@ def health() -> int:
     with ThreadPoolExecutor() as pool:
         rows = list(pool.map(_health_of, REPLICAS))
     try:
-        with urllib.request.urlopen(f"{_url()}/live", timeout=5) as answer:
+        with urllib.request.urlopen(f"{_url()}/live", timeout=5) as answer:  # noqa: S310 - an address of ours
             rows.append(("nginx", "healthy", f"{_url()}, this answer by {answer.headers['X-Replica']}"))
     except (urllib.error.URLError, OSError) as error:
         rows.append(("nginx", "unreachable", str(error)))
@@ -164,7 +175,10 @@ def health() -> int:
 
 def _health_of(replica: str) -> tuple[str, str, str]:
     done = subprocess.run(
-        ["docker", "compose", "exec", "-T", replica, "python", "-c", HEALTH], capture_output=True, text=True, check=False
+        ["docker", "compose", "exec", "-T", replica, "python", "-c", HEALTH],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     try:
         told: dict[str, Any] = json.loads(done.stdout)
@@ -208,7 +222,8 @@ def check_compose() -> None:
         found = ()
     if found < OLDEST:
         have = f"Compose {version}" if version else "no `docker compose`"
-        fail(f"Docker with Compose {OLDEST[0]}.{OLDEST[1]} or newer is needed, and here is {have}. `make run` needs none.")
+        wanted = ".".join(map(str, OLDEST))
+        fail(f"Docker with Compose {wanted} or newer is needed, and here is {have}. `make run` needs none.")
 
 
 def say(line: str) -> None:

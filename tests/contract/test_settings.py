@@ -21,6 +21,7 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
     "LOG_LEVEL=loud": ({"LOG_LEVEL": "loud"}, "LOG_LEVEL"),
     "REDIS_URL=ftp://x": ({"REDIS_URL": "ftp://x"}, "REDIS_URL"),
     "SESSION_STORE=tape": ({"SESSION_STORE": "tape"}, "SESSION_STORE"),
+    "SESSION_DIR where none can be": ({"SESSION_DIR": "/dev/null/sessions"}, "SESSION_DIR"),
     "MODEL_PROVIDER=nope": ({"MODEL_PROVIDER": "nope"}, "MODEL_PROVIDER"),
     "AGENT=nosuchmodule:x": ({"AGENT": "nosuchmodule:x"}, "AGENT"),
     "AGENT without a colon": ({"AGENT": "tests.contract.agents"}, "AGENT"),

@@ -14,11 +14,11 @@ import httpx2 as httpx
 import pytest
 
 from tests.contract.client import STOPPED, http_client, messages_of, new_run, said, say, script, sending, stop, until
-from tests.e2e.live import many, spread_over, start
+from tests.e2e.live import many, start
 from tests.e2e.stack import REPLICAS, Door, docker, make, wait_until_healthy
 from tests.e2e.test_stops import end_of_call
 from tests.fake_bedrock import RunningFakeBedrock
-from tests.stops.figures import figure, spread
+from tests.stops.figures import figure
 
 VICTIM = "backend2"
 USABLE_AGAIN = 10.0  # seconds after a replica died
@@ -105,8 +105,8 @@ async def test_a_replica_that_is_stopped_ends_its_streams_and_disturbs_no_other(
     later = seen.since(at + 1)
     figure(
         "docker stop in mid-stream",
-        f"{len(ending)} streams closed in {took:.1f} s, {len(others)} went on, {len(seen.landed)} new chats beside them, "
-        f"{len(seen.troubles)} errors; from a second after it on {dict(sorted(later.items()))}",
+        f"{len(ending)} streams closed in {took:.1f} s, {len(others)} went on; {len(seen.landed)} new chats beside, "
+        f"{len(seen.troubles)} errors; after its first second {dict(sorted(later.items()))}",
     )
     assert seen.troubles == []
     assert set(later) == set(REPLICAS) - {VICTIM}
@@ -168,7 +168,10 @@ async def test_a_replica_that_comes_back_is_given_new_chats(door: Door, http: ht
         return turn.headers["x-replica"] == VICTIM
 
     await until(is_given_one, 15)
-    figure("a killed replica started again", f"healthy after {healthy:.1f} s, given a chat after {time.monotonic() - at:.1f} s")
+    figure(
+        "a killed replica started again",
+        f"healthy after {healthy:.1f} s, given a chat after {time.monotonic() - at:.1f} s",
+    )
 
 
 async def test_chats_survive_a_restart_and_live_streams_end_with_a_closing_frame(

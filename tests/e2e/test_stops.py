@@ -49,9 +49,7 @@ async def test_stops_that_land_on_another_backend_halt_the_run(
         async with many(http, door, chats, "stop", STOPS_AT_ONCE) as lives:
             ran_on |= set(spread_over(lives))
             params = {"wait": "5"} if waits else {}
-            answers = await asyncio.gather(
-                *(http.post(stop_url(door, live.chat_id), params=params) for live in lives)
-            )
+            answers = await asyncio.gather(*(http.post(stop_url(door, live.chat_id), params=params) for live in lives))
             for live, answer in zip(lives, answers, strict=True):
                 body = answer.json()
                 assert (answer.status_code, body["chat_id"]) == (200, live.chat_id)
@@ -63,7 +61,9 @@ async def test_stops_that_land_on_another_backend_halt_the_run(
         if elsewhere >= ELSEWHERE:
             break
     assert ran_on == set(REPLICAS)
-    figure("stops through Nginx", f"{halted} sent, {elsewhere} landed on another backend than the run's, {halted} halted")
+    figure(
+        "stops through Nginx", f"{halted} sent, {elsewhere} landed on another backend than the run's, {halted} halted"
+    )
 
 
 async def test_a_bulk_stop_halts_sixty_chats_on_three_backends(
@@ -83,7 +83,9 @@ async def test_a_bulk_stop_halts_sixty_chats_on_three_backends(
     figure("bulk stop of 60 chats", ", ".join(f"{name} {count}" for name, count in sorted(by_replica.items())))
 
 
-async def test_the_chat_goes_on_after_a_stop(door: Door, http: httpx.AsyncClient, bedrock: RunningFakeBedrock, chats: Any) -> None:
+async def test_the_chat_goes_on_after_a_stop(
+    door: Door, http: httpx.AsyncClient, bedrock: RunningFakeBedrock, chats: Any
+) -> None:
     live = await start(http, door, chats("next"))
     await http.post(stop_url(door, live.chat_id))
     await live.ended()

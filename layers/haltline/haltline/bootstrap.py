@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from haltline.chat_index import ChatIndex
-from haltline.chats import FileChatStore
+from haltline.chats import ChatStoreError, FileChatStore
 from haltline.observability import Metrics
 from haltline.redis_bus import RedisBus
 from haltline.resources import Resources
@@ -14,7 +14,7 @@ from haltline.settings import Settings, SettingsError
 def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources:
     """Build what a process needs. `serves_chat` False leaves out the agent, and with it every import of Strands.
 
-    Raises: SettingsError naming the variable.
+    The session store is made where there is none. Raises: SettingsError naming the variable.
     """
     try:
         bus = RedisBus(
@@ -28,6 +28,10 @@ def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources
     except ValueError as error:
         raise SettingsError(f"REDIS_URL: {error}") from error
     store = FileChatStore(settings.session_dir)
+    try:
+        store.prepare()
+    except ChatStoreError as error:
+        raise SettingsError(f"SESSION_DIR={settings.session_dir}: {error}") from error
     index = ChatIndex(bus.redis, bus, store)
     resources = Resources(settings, bus, store, index, Metrics())
     if serves_chat:

@@ -95,6 +95,15 @@ class FileChatStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
+    def prepare(self) -> None:
+        """Make the directory where there is none. Raises: ChatStoreError when nothing can be written into it."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ChatStoreError(error.strerror or str(error)) from error
+        if not os.access(self._directory, os.W_OK | os.X_OK):
+            raise ChatStoreError(f"user {os.getuid()} may not write there")
+
     async def load(self, chat_id: str) -> ChatDocument:
         """See `ChatStore.load`."""
         return await to_thread.run_sync(self._load, chat_id)

@@ -114,10 +114,9 @@ class Runner:
         return None
 
     async def drain(self, grace: float) -> None:
-        """Start nothing new; give live runs and those that begin `grace` seconds, then halt them, each with its closing
-        frame.
+        """Start nothing new; give live runs `grace` seconds, then halt them, each with its closing frame.
 
-        Returns when all have ended. A second call waits for the first.
+        A run that is just beginning counts as live. Returns when all have ended. A second call waits for the first.
         """
         if self._draining is None:
             self._draining = asyncio.create_task(self._drain(grace))

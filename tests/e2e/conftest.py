@@ -31,9 +31,9 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bedrock(door: Door, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFakeBedrock]:
-    """The fake Bedrock that the replicas call, by its log."""
+    """The fake Bedrock that the replicas call, by its log, until its container ends."""
     with following_fake_bedrock(Path(tmp_path_factory.mktemp("bedrock"))) as fake:
         # The log is followed once a line of ours comes back.
         chat_id = new_chat("e2e-following")

@@ -1,4 +1,4 @@
-"""A replica that ends, and one that dies, in the middle of streams; restarts of the whole stack."""
+"""A replica that ends, and one that dies, in the middle of streams."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import httpx2 as httpx
 import pytest
 
 from tests.contract.client import STOPPED, http_client, messages_of, new_run, said, say, script, sending, stop, until
-from tests.e2e.live import many, start
-from tests.e2e.stack import REPLICAS, Door, docker, make, wait_until_healthy
+from tests.e2e.live import many
+from tests.e2e.stack import REPLICAS, Door, docker, wait_until_healthy
 from tests.e2e.test_stops import end_of_call
 from tests.fake_bedrock import RunningFakeBedrock
 from tests.stops.figures import figure
@@ -172,23 +172,3 @@ async def test_a_replica_that_comes_back_is_given_new_chats(door: Door, http: ht
         "a killed replica started again",
         f"healthy after {healthy:.1f} s, given a chat after {time.monotonic() - at:.1f} s",
     )
-
-
-async def test_chats_survive_a_restart_and_live_streams_end_with_a_closing_frame(
-    door: Door, http: httpx.AsyncClient, bedrock: RunningFakeBedrock, chats: Any
-) -> None:
-    chat_id = chats("restart")
-    first = script(text="the first answer", pace_ms=1)
-    assert (await say(http, door, chat_id, first)).closing == [("done", "[DONE]")]
-    live = await start(http, door, chats("restart"))
-    await asyncio.to_thread(make, "restart")
-    await live.ended()
-    assert [event for event, _ in live.closing] == ["error"]
-    async with http_client() as fresh:
-        assert await messages_of(fresh, door, chat_id) == said(first, "the first answer")
-        assert (await messages_of(fresh, door, live.chat_id))[-1]["text"] == live.turn.text
-        listed = (await fresh.get(f"{door.url}/api/v1/chats", params={"limit": 200})).json()["chats"]
-        assert {chat_id, live.chat_id} <= {chat["chat_id"] for chat in listed}
-        second = script(text="the second", pace_ms=1, name="after-restart")
-        assert (await say(fresh, door, chat_id, second)).closing == [("done", "[DONE]")]
-        assert await messages_of(fresh, door, chat_id) == said(first, "the first answer") + said(second, "the second")

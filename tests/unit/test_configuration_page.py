@@ -12,6 +12,8 @@ from haltline.settings import Settings
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| `([A-Z_]+)` \| (.+?) \|", re.MULTILINE)
 LINE = re.compile(r"^# ([A-Z_]+)=(.*)$", re.MULTILINE)
+# What the Compose stack alone reads, with its defaults.
+STACK = dict(re.findall(r"\$\{((?!AWS_)[A-Z_]+):-([^}]*)\}", (ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
 OWN = {name.upper(): field for name, field in Settings.model_fields.items()}
 
 
@@ -41,7 +43,8 @@ def env_example() -> dict[str, str]:
 
 
 def test_the_page_names_every_setting_and_no_other() -> None:
-    assert {name for name in page() if name in OWN or not name.startswith("AWS_")} == OWN.keys()
+    stack = STACK.keys() - {"HALTLINE_UID", "HALTLINE_GID"}  # these two share a line of the page
+    assert {name for name in page() if name in OWN or not name.startswith("AWS_")} == OWN.keys() | stack
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -54,8 +57,14 @@ def test_the_page_tells_the_default(name: str) -> None:
     assert page()[name] == expected
 
 
+@pytest.mark.parametrize("name", ["NGINX_PORT", "REDIS_PUBLISHED_PORT", "PYTHON_VERSION"])
+def test_the_page_tells_the_defaults_of_the_stack(name: str) -> None:
+    assert page()[name] == STACK[name]
+
+
 def test_the_example_file_holds_every_setting_and_no_other() -> None:
-    assert env_example() == {name: default_of(name) for name in OWN}
+    ports = {name: STACK[name] for name in ("NGINX_PORT", "REDIS_PUBLISHED_PORT")}
+    assert env_example() == {name: default_of(name) for name in OWN} | ports
 
 
 def test_the_example_file_sets_nothing() -> None:

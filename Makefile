@@ -86,7 +86,7 @@ logs-nginx: ## the access log: a JSON object a request, with its replica and tim
 logs-redis: ## the log of Redis
 	@$(COMPOSE) logs --follow --tail 100 redis
 
-status: ps health ## both of the next two
+status: ps health ## ps and health
 
 ps: ## the containers
 	@$(COMPOSE) ps --all

@@ -88,13 +88,16 @@ class Server(uvicorn.Server):
         spares = [sock.dup() for sock in sockets]
         for server in self.servers:
             server.close()
-        loop = asyncio.get_running_loop()
+        clients: list[socket.socket] = []
         for spare in spares:
-            with spare, suppress(BlockingIOError):
+            with spare, suppress(OSError):  # nobody waits, as a rule
                 spare.setblocking(False)
-                while True:
-                    client, _ = spare.accept()
-                    await loop.connect_accepted_socket(self._protocol, client)
+                # Not without end: where replicas share the socket, others go on and clients keep coming.
+                for _ in range(BACKLOG):
+                    clients.append(spare.accept()[0])
+        for client in clients:
+            with suppress(OSError):  # it has left
+                await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
 
     def _protocol(self) -> asyncio.Protocol:
         # As uvicorn's own server makes them.

@@ -8,8 +8,8 @@ UV := .uv/bin/uv
 # Locks name no index: the installer's own configuration says where packages come from.
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11
 ARGS ?=
-# Every service of the Compose stack, whichever model runs.
-COMPOSE := docker compose --profile '*'
+# Every service of the Compose stack, whichever model runs. A setting that is wrong must not keep anybody from ending it.
+COMPOSE := NGINX_PORT= REDIS_PUBLISHED_PORT= SHUTDOWN_GRACE= docker compose --profile '*'
 REPLICAS := backend1 backend2 backend3
 
 .PHONY: help run test stops check format lock clean-venv
@@ -64,9 +64,9 @@ stop: ## end the stack: live runs have SHUTDOWN_GRACE, then their closing frames
 down: stop ## the same, and remove the containers; chats and Redis' data stay
 	@$(COMPOSE) down --remove-orphans
 
-restart: ## stop, then up: settings are read anew, chats stay
+restart: ## stop, then up with the same model: settings are read anew, chats stay
 	@$(MAKE) --no-print-directory stop
-	@$(MAKE) --no-print-directory up
+	@$(PYTHON) -m local.compose up --again --model "$(MODEL)"
 
 build: ## build the images (PYTHON_VERSION=3.12)
 	@$(COMPOSE) build
@@ -81,7 +81,7 @@ logs-backend: ## the logs of the three replicas
 	@$(COMPOSE) logs --follow --tail 100 $(REPLICAS)
 
 logs-nginx: ## the access log: a JSON object a request, with its replica and times
-	@$(COMPOSE) logs --follow --tail 100 --no-log-prefix nginx
+	@docker logs --follow --tail 100 $$($(COMPOSE) ps --all --quiet nginx)
 
 logs-redis: ## the log of Redis
 	@$(COMPOSE) logs --follow --tail 100 redis
@@ -104,7 +104,7 @@ redis-monitor: ## every command that Redis gets, as it comes
 	@$(COMPOSE) exec redis redis-cli monitor
 
 stats: ## CPU and memory of each container, as they change
-	@docker stats $$($(COMPOSE) ps --quiet)
+	@$(COMPOSE) stats
 
 e2e: $(VENV)/.dev ## the tests against the Compose stack, which then runs with the fake Bedrock
 	@$(MAKE) --no-print-directory start MODEL=fake-bedrock

@@ -10,6 +10,7 @@ import json
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -31,6 +32,8 @@ AWS_VARIABLES = (
     *("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_WEB_IDENTITY_TOKEN_FILE"),
 )
 AWS_WORDS = ("aws_access_key_id", "credential_process", "sso_", "role_arn", "login_session")
+# Makes the whole application, which connects to nothing: a wrong setting ends it with one line and status 2.
+TRY_SETTINGS = "from haltline.app import create_app; create_app()"
 HEALTH = (
     "import urllib.error, urllib.request as u\n"
     "try: print(u.urlopen('http://127.0.0.1:8000/health', timeout=3).read().decode())\n"
@@ -97,34 +100,48 @@ def container_user() -> tuple[int, int]:
     return int(os.environ.get("SUDO_UID") or 0) or 1000, int(os.environ.get("SUDO_GID") or 0) or 1000
 
 
-def aws_directory(uid: int) -> tuple[Path | None, str]:
-    """Where ~/.aws is and the container's user may read it; what of credentials it holds, in words."""
-    directory = Path(os.environ.get("AWS_DIR") or Path(pwd.getpwuid(_caller()).pw_dir) / ".aws")
-    files = [file for name in ("credentials", "config") if (file := directory / name).is_file()]
-    if not files:
-        return None, ""
-    if unreadable := [file for file in files if not _may_read(file, uid)]:
-        say(f"{unreadable[0]} cannot be read by the replicas, which run as user {uid}: {directory} is not mounted")
-        return None, ""
-    found = any(word in file.read_text(errors="replace") for file in files for word in AWS_WORDS)
-    return directory, f"credentials of {directory}" if found else ""
+def aws_directory(given: str, uid: int) -> tuple[str, str]:
+    """The directory to mount as ~/.aws, empty for none, and what of credentials it holds, in words.
+
+    Args:
+        given: AWS_DIR; empty means ~/.aws of whoever calls.
+        uid: the containers' user, who must be able to read what is in it.
+
+    Ends the process where `given` is no directory.
+    """
+    directory = Path(given or Path(pwd.getpwuid(_caller()).pw_dir) / ".aws").expanduser().absolute()
+    if given and not directory.is_dir():
+        fail(f"AWS_DIR={given} is no directory of this machine")
+    try:
+        files = [file for name in ("credentials", "config") if (file := directory / name).is_file()]
+        foreign = next((path for path in (directory, *files) if not _may_read(path, uid)), None) if files else None
+        words = [word for file in files for word in AWS_WORDS if word in file.read_text(errors="replace")]
+    except PermissionError as error:
+        files, foreign, words = [], Path(error.filename), []
+    if foreign:
+        say(f"{directory} is not mounted: the replicas run as user {uid}, who may not read {foreign}")
+    if foreign or not files:
+        return "", ""
+    return str(directory), f"credentials of {directory}" if words else ""
 
 
 def _caller() -> int:
     return int(os.environ.get("SUDO_UID") or os.getuid())
 
 
-def _may_read(file: Path, uid: int) -> bool:
-    if uid == os.getuid():
-        return os.access(file, os.R_OK)
-    status = file.stat()
-    return bool(status.st_mode & (0o400 if status.st_uid == uid else 0o004))
+def _may_read(path: Path, uid: int) -> bool:
+    status = path.stat()
+    needed = 0o500 if path.is_dir() else 0o400
+    return status.st_mode & (mine := needed if status.st_uid == uid else needed >> 6) == mine
 
 
 def own_sessions(uid: int, gid: int) -> None:
     """Make data/sessions the containers' to write. Ends the process where that is not in our power."""
-    SESSIONS.mkdir(parents=True, exist_ok=True)
-    paths = [SESSIONS, *SESSIONS.rglob("*")]
+    try:
+        SESSIONS.mkdir(parents=True, exist_ok=True)
+        paths = [SESSIONS, *SESSIONS.rglob("*")]
+    except PermissionError as error:
+        fail(f"{error.filename} belongs to another user: sudo chown -R {uid}:{gid} {SESSIONS.parts[0]}")
     if foreign := [path for path in paths if path.stat().st_uid != uid]:
         if os.getuid():
             fail(f"{foreign[0]} belongs to another user: sudo chown -R {uid}:{gid} {SESSIONS}")
@@ -133,21 +150,36 @@ def own_sessions(uid: int, gid: int) -> None:
 
 
 # ---- commands
-def up(asked: str, *, build: bool) -> None:
-    """Start what is not running, wait until all of it is healthy, and say what runs where."""
+def up(asked: str, *, build: bool, again: bool) -> None:
+    """Start what is not running, wait until all of it is healthy, and say what runs where.
+
+    What runs goes on running where the settings are wrong: they are tried first, in a container of their own.
+
+    Args:
+        asked: the model that was asked for, see `choose_model`.
+        build: build the images first, even where there are some.
+        again: where no model is asked for, ask for the one that was asked for last.
+    """
+    if again and not asked:
+        asked = _asked_last()
     uid, gid = container_user()
-    directory, aws = aws_directory(uid)
-    os.environ |= {"HALTLINE_UID": str(uid), "HALTLINE_GID": str(gid)}
-    if directory:
-        os.environ["AWS_DIR"] = str(directory)
-    settings = _settings()
-    aws = next((f"{name} is set" for name in AWS_VARIABLES if settings.get(name)), aws)
-    model = choose_model(asked, settings, aws)
+    os.environ |= {"HALTLINE_UID": str(uid), "HALTLINE_GID": str(gid), "HALTLINE_MODEL": asked}
+    file = _config()
+    settings = {name: value for name, value in file["services"][REPLICAS[0]]["environment"].items() if value}
+    directory, aws = aws_directory(os.environ.get("AWS_DIR") or settings.get("AWS_DIR", ""), uid)
+    os.environ["AWS_DIR"] = directory
+    variables = [name for name in AWS_VARIABLES if settings.get(name) and (directory or name != "AWS_PROFILE")]
+    model = choose_model(asked, settings, f"{variables[0]} is set" if variables else aws)
     say(f"model: {model.words}")
     os.environ |= model.env
     own_sessions(uid, gid)
+    _check_ports(file)
     profile = ["--profile", model.service] if model.service else []
-    started = compose(*profile, "up", "--detach", "--wait", "--remove-orphans", *(["--build"] if build else []))
+    if build and compose(*profile, "build"):
+        fail("the images cannot be built")
+    if status := compose("run", "--rm", "--no-deps", "-T", REPLICAS[0], "python", "-c", TRY_SETTINGS):
+        sys.exit(status)  # it has said why
+    started = compose(*profile, "up", "--detach", "--wait", "--remove-orphans")
     idle = [service for service in OWN_MODELS if service != model.service]
     compose("--profile", "*", "rm", "--stop", "--force", *idle, quiet=True)
     if started:
@@ -157,6 +189,24 @@ def up(asked: str, *, build: bool) -> None:
     # Another Redis may have served the files since this one's list of chats was made, as under `make run`.
     compose("exec", "-T", "redis", "redis-cli", "del", LIST_READY, quiet=True)
     say(f"Haltline serves {_url()} through Nginx, by {', '.join(REPLICAS)}. `make stop` ends it.")
+
+
+def _asked_last() -> str:
+    command = ["docker", "inspect", "--format", '{{index .Config.Labels "haltline.model"}}', REPLICAS[0]]
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+
+
+def _check_ports(file: dict[str, Any]) -> None:
+    """End the process where somebody else serves a port that is to be published."""
+    for service, variable in (("nginx", "NGINX_PORT"), ("redis", "REDIS_PUBLISHED_PORT")):
+        port = int(file["services"][service]["ports"][0]["published"])
+        if not _output("ps", "--quiet", service) and not _free(port):
+            fail(f"{variable}={port}: address already in use, choose another ({variable}={port + 8000} make start)")
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        return bool(probe.connect_ex(("127.0.0.1", port)))
 
 
 def health() -> int:
@@ -193,20 +243,25 @@ def compose(*arguments: str, quiet: bool = False) -> int:
     return subprocess.run(["docker", "compose", *arguments], check=False, capture_output=quiet).returncode
 
 
-def _settings() -> dict[str, str]:
-    """What the replicas would be given, as Compose reads it of the environment and `.env`."""
-    done = subprocess.run(
-        ["docker", "compose", "config", "--format", "json"], check=False, stdout=subprocess.PIPE, text=True
-    )
+def _output(*arguments: str) -> str:
+    command = ["docker", "compose", *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+
+
+def _config() -> dict[str, Any]:
+    """The Compose file, filled in from the environment and `.env`. Ends the process where it cannot be."""
+    command = ["docker", "compose", "config", "--format", "json"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(done.returncode)  # it has said why
-    environment: dict[str, str | None] = json.loads(done.stdout)["services"][REPLICAS[0]]["environment"]
-    return {name: value for name, value in environment.items() if value}
+        names = {"stop_grace_period": "SHUTDOWN_GRACE (seconds)", "ort": "NGINX_PORT or REDIS_PUBLISHED_PORT"}
+        name = next((name for part, name in names.items() if part in done.stderr), "")
+        fail(f"{f'{name} cannot be used: ' if name else ''}{done.stderr.strip()}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def _url() -> str:
-    done = subprocess.run(["docker", "compose", "port", "nginx", "80"], check=False, capture_output=True, text=True)
-    address = done.stdout.strip() or "127.0.0.1:80"
+    address = _output("port", "nginx", "80") or "127.0.0.1:80"
     return f"http://{address.removesuffix(':80')}"
 
 
@@ -242,13 +297,14 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     starting = commands.add_parser("up")
     starting.add_argument("--build", action="store_true", help="build the images first")
+    starting.add_argument("--again", action="store_true", help="with the model that was asked for last")
     starting.add_argument("--model", default="", help="fake-bedrock, or a value of MODEL_PROVIDER")
     commands.add_parser("health")
     options = parser.parse_args()
     check_compose()
     if options.command == "health":
         return health()
-    up(options.model, build=options.build)
+    up(options.model, build=options.build, again=options.again)
     return 0
 
 

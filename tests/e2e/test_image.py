@@ -47,6 +47,12 @@ def test_the_package_is_installed_and_nothing_of_this_machine_came_along() -> No
     assert all(name.startswith("/app/local/") and name.endswith(".py") for name in local)
 
 
+def test_any_user_may_run_it() -> None:
+    """`make start` runs it as whoever calls, whose credentials are mounted at its home."""
+    mine = docker("run", "--rm", "--network", "none", "--user", "1234:1234", "haltline", "sh", "-c", "cd ~ && pwd")
+    assert mine.strip() == "/home/haltline"
+
+
 def test_its_size_is_told() -> None:
     size, base = (int(docker("image", "inspect", "-f", "{{.Size}}", name)) for name in ("haltline", "python:3.13-slim"))
     figure("image size", f"{size / 1e6:.0f} MB, {(size - base) / 1e6:.0f} MB of it above python:3.13-slim")

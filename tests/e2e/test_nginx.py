@@ -107,14 +107,38 @@ async def test_bodies_that_are_too_large_are_answered_as_by_the_api(
     assert set(answer.json()) == {"detail"}
 
 
-async def test_a_request_that_cannot_be_read_is_answered_as_by_the_api(door: Door) -> None:
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n", 400),
+        ("GET /api/v1/chat/50% HTTP/1.1\r\nHost: x\r\n", 400),
+        ("GET /api/v1/chat/a%00b HTTP/1.1\r\nHost: x\r\n", 400),
+        ("GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n", 400),
+        (f"GET /{'a' * 40_000} HTTP/1.1\r\nHost: x\r\n", 414),
+        (f"GET / HTTP/1.1\r\nHost: x\r\nX-Large: {'a' * 40_000}\r\n", 400),
+        ("TRACE / HTTP/1.1\r\nHost: x\r\n", 405),
+        ("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n", 501),
+        ("GET / HTTP/2.0\r\nHost: x\r\n", 505),
+        ("GET /.nginx/large HTTP/1.1\r\nHost: x\r\n", 404),
+        ("POST /api/v1/stop HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n", 404),
+    ],
+)
+async def test_every_error_is_told_as_the_api_does(door: Door, raw: str, status: int) -> None:
     url = urlsplit(door.url)
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
-    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\nConnection: close\r\n\r\n")
-    head, _, body = (await asyncio.wait_for(reader.read(), 20)).partition(b"\r\n\r\n")
+    writer.write(f"{raw}Connection: close\r\n\r\n".encode())
+    head, _, body = (await asyncio.wait_for(reader.read(), 20)).decode().partition("\r\n\r\n")
     writer.close()
-    assert head.startswith(b"HTTP/1.1 400")
-    assert json.loads(body) == {"detail": "The request cannot be read."}
+    headers = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:])
+    assert head.split()[1] == str(status), head
+    assert headers["content-type"] == "application/json"
+    assert headers["x-replica"]
+    assert set(json.loads(body)) == {"detail"}
+
+
+async def test_an_answer_names_one_replica(door: Door, http: httpx.AsyncClient) -> None:
+    answer = await http.get(f"{door.url}/live")
+    assert answer.headers.get_list("x-replica") in ([name] for name in REPLICAS)
 
 
 async def test_a_message_that_reached_a_replica_goes_to_no_other_and_a_stop_does(

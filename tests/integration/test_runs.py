@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from haltline import redis_scripts as scripts
+from haltline import runner
 from haltline.chat_index import ChatIndex
 from haltline.events import Done, Event, Failed, Stopped, Text
 from haltline.execution import Execution
@@ -427,8 +428,7 @@ async def test_a_run_that_begins_while_its_replica_ends_has_the_same_time(bench:
     await asyncio.sleep(0)  # it was let in
     draining = asyncio.create_task(bench.runner.drain(SOON))
     await asyncio.sleep(0)
-    with pytest.raises(Draining):
-        await bench.start("one that came later")
+    assert not draining.done()
     bench.store.may_load.set()
     execution = await starting
     bench.agents.say("Hello")
@@ -449,6 +449,20 @@ async def test_a_run_that_begins_after_that_time_is_halted(bench: Bench) -> None
     execution = await starting
     assert isinstance((await rest(execution))[-1], Failed)
     await draining
+
+
+async def test_a_run_that_is_stuck_does_not_hold_a_replica_that_ends(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "UNWIND", 0.01)
+    bench.store.may_load.clear()
+    starting = asyncio.create_task(bench.start())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(SOON):
+        await bench.runner.drain(0)
+    assert not starting.done()
+    bench.store.may_load.set()
+    await starting
 
 
 async def test_a_run_at_its_time_limit(make_bus: Any, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from redis.asyncio import Redis
 
 from haltline.app import make_app
 from haltline.bootstrap import make_resources
@@ -24,6 +27,17 @@ BODY = b'{"message": "/script {\\"text\\": \\"said to the end\\", \\"pace_ms\\":
 def request(chat_id: str) -> bytes:
     head = f"POST /api/v1/chat/{chat_id} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+
+
+class Listener(socket.socket):
+    """A listening socket, and a table of descriptors that is full when a test says so."""
+
+    full = False
+
+    def accept(self) -> tuple[socket.socket, tuple[str, int]]:
+        if self.full:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
 
 
 class Ending(Server):
@@ -42,6 +56,7 @@ class Ending(Server):
 @dataclass
 class Replica:
     server: Ending
+    listener: Listener
     address: tuple[str, int]
     serving: asyncio.Task[None]
 
@@ -60,14 +75,17 @@ class Replica:
 async def replica(valkey_url: str, tmp_path: Path) -> AsyncIterator[Replica]:
     settings = Settings(redis_url=valkey_url, model_provider="scripted", session_dir=tmp_path, shutdown_grace=5)
     resources = make_resources(settings)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = Listener()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(100)
+    listener.setblocking(False)
     ready, told = socket.socketpair()
     config = uvicorn.Config(make_app(resources), log_config=None, timeout_graceful_shutdown=5)
     server = Ending(config, resources, told.detach())
     serving = asyncio.create_task(server.serve([listener]))
     ready.setblocking(False)
     await asyncio.wait_for(asyncio.get_running_loop().sock_recv(ready, 8), SOON)
-    made = Replica(server, listener.getsockname(), serving)
+    made = Replica(server, listener, listener.getsockname(), serving)
     try:
         yield made
     finally:
@@ -90,7 +108,7 @@ async def test_a_request_that_the_kernel_had_let_in_is_served(replica: Replica) 
     clients: list[socket.socket] = []
 
     def let_in() -> None:
-        for n in range(5):
+        for n in range(50):
             clients.append(replica.connect())
             clients[-1].send(request(f"let-in-{n}"))
 
@@ -118,6 +136,48 @@ async def test_a_request_read_just_after_the_order_to_end_runs_to_its_end(replic
     assert said.startswith("HTTP/1.1 200"), said
     assert "event: done" in said
     await ending
+
+
+async def test_a_request_that_still_waits_for_the_bus_runs_to_its_end(replica: Replica, redis: Redis) -> None:
+    client = replica.connect()
+    while not replica.server.server_state.connections:
+        await asyncio.sleep(0)
+    await redis.client_pause(700)  # ms, longer than LAST_REQUESTS
+    client.send(request("slow-bus"))
+    said = (await asyncio.gather(answer(client), replica.end()))[0]
+    assert said.startswith("HTTP/1.1 200"), said
+    assert "event: done" in said
+
+
+async def test_who_keeps_a_connection_is_told_to_close_it(replica: Replica) -> None:
+    client = replica.connect()
+    loop = asyncio.get_running_loop()
+    live = b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n"
+    client.send(live)
+    assert b"connection: close" not in await asyncio.wait_for(loop.sock_recv(client, 4096), SOON)
+    told = asyncio.Event()
+    replica.server.at_the_end = told.set
+    ending = asyncio.create_task(replica.end())
+    await told.wait()
+    await asyncio.sleep(0)
+    client.send(live)
+    assert "connection: close" in await answer(client)
+    await ending
+
+
+async def test_streams_have_their_closing_frames_where_no_descriptor_is_left(replica: Replica) -> None:
+    client = replica.connect()
+    client.send(request("no-descriptor").replace(b'\\"pace_ms\\": 1', b'\\"pace_ms\\": 9'))
+    while not replica.server.server_state.tasks:
+        await asyncio.sleep(0)
+
+    def fill_the_table() -> None:
+        replica.listener.full = True
+        replica.connect().close()
+
+    replica.server.at_the_end = fill_the_table
+    said = (await asyncio.gather(answer(client), replica.end()))[0]
+    assert "event: done" in said
 
 
 async def test_nobody_is_let_in_after_the_order_to_end(replica: Replica) -> None:

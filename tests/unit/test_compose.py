@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,7 @@ def test_the_model(
 def test_the_fake_is_reached_as_botocore_documents_it() -> None:
     model = choose_model("fake-bedrock", {}, "")
     assert model.env["AWS_ENDPOINT_URL_BEDROCK_RUNTIME"] == "http://fake-bedrock:8082"
+    assert model.env["AWS_PROFILE"] == ""  # one that is set would be looked for
 
 
 def test_bedrock_names_the_model_of_the_settings() -> None:
@@ -78,37 +80,50 @@ def test_replicas_never_run_as_root(
 
 
 @pytest.fixture
-def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AWS_DIR", str(tmp_path))
-    return tmp_path
+def aws(tmp_path: Path) -> Path:
+    directory = tmp_path / "aws"
+    directory.mkdir(mode=0o755)
+    return directory
 
 
-def test_no_aws_directory_is_mounted_where_there_is_none(aws: Path) -> None:
-    assert aws_directory(os.getuid()) == (None, "")
+def test_nothing_is_mounted_where_nothing_is(aws: Path) -> None:
+    assert aws_directory(str(aws), os.getuid()) == ("", "")
 
 
 def test_credentials_are_found(aws: Path) -> None:
     (aws / "credentials").write_text("[default]\naws_access_key_id = x\naws_secret_access_key = y\n")
-    assert aws_directory(os.getuid()) == (aws, f"credentials of {aws}")
+    assert aws_directory(str(aws), os.getuid()) == (str(aws), f"credentials of {aws}")
 
 
 def test_a_region_alone_is_no_credential(aws: Path) -> None:
     (aws / "config").write_text("[default]\nregion = eu-central-1\n")
-    assert aws_directory(os.getuid()) == (aws, "")
+    assert aws_directory(str(aws), os.getuid()) == (str(aws), "")
 
 
-def test_files_that_the_replicas_could_not_read_are_left_out_and_told(
-    aws: Path, capsys: pytest.CaptureFixture[str]
+def test_a_directory_that_is_named_and_not_there_is_told(aws: Path) -> None:
+    with pytest.raises(SystemExit, match="AWS_DIR=.*nope is no directory"):
+        aws_directory(str(aws / "nope"), os.getuid())
+
+
+def test_a_directory_is_mounted_by_its_whole_name(aws: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (aws / "config").touch()
+    monkeypatch.chdir(aws.parent)
+    assert aws_directory("aws", os.getuid()) == (str(aws), "")
+
+
+@pytest.mark.parametrize(("directory", "file"), [(0o755, 0o600), (0o700, 0o644), (0o744, 0o644)])
+def test_files_that_the_replicas_could_not_read_are_not_mounted(
+    aws: Path, capsys: pytest.CaptureFixture[str], directory: int, file: int
 ) -> None:
     (aws / "credentials").write_text("[default]\naws_access_key_id = x\n")
-    (aws / "credentials").chmod(0o600)
+    (aws / "credentials").chmod(file)
+    aws.chmod(directory)
     other = os.getuid() + 1
-    assert aws_directory(other) == (None, "")
+    assert aws_directory(str(aws), other) == ("", "")
     told = capsys.readouterr().out
-    assert str(aws / "credentials") in told
+    assert str(aws) in told
     assert f"user {other}" in told
-    (aws / "credentials").chmod(0o644)
-    assert aws_directory(other) == (aws, f"credentials of {aws}")
+    assert aws_directory(str(aws), os.getuid()) == (str(aws), f"credentials of {aws}")
 
 
 def test_a_foreign_store_is_told_with_what_mends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +133,13 @@ def test_a_foreign_store_is_told_with_what_mends_it(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "getuid", lambda: 1)  # root would change the owner
     with pytest.raises(SystemExit, match=r"sudo chown -R 77777:7 data/sessions"):
         own_sessions(77777, 7)
+
+
+def test_a_port_that_others_serve_is_seen() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert not compose._free(port)
+    assert compose._free(port)
 
 
 @pytest.mark.parametrize(

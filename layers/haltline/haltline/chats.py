@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -99,10 +100,14 @@ class FileChatStore:
         """Make the directory where there is none. Raises: ChatStoreError when nothing can be written into it."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
+            os.scandir(self._directory).close()
+            tempfile.TemporaryFile(dir=self._directory).close()
+        except FileExistsError as error:
+            raise ChatStoreError("there is a file in its place") from error
         except OSError as error:
-            raise ChatStoreError(error.strerror or str(error)) from error
-        if not os.access(self._directory, os.W_OK | os.X_OK):
-            raise ChatStoreError(f"user {os.getuid()} may not write there")
+            raise ChatStoreError(
+                f"user {os.getuid()} cannot read and write there: {error.strerror or error}"
+            ) from error
 
     async def load(self, chat_id: str) -> ChatDocument:
         """See `ChatStore.load`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -71,6 +72,10 @@ def _bedrock(settings: Settings) -> Model:
 
     from haltline.bedrock import StoppableBedrockModel
 
+    if not os.environ.get("AWS_PROFILE"):
+        os.environ.pop(
+            "AWS_PROFILE", None
+        )  # empty is not set, as everywhere; botocore would look for a profile named ""
     adaptive = botocore.session.get_session().get_config_variable("retry_mode") == "adaptive"
     # The limiter of the adaptive mode sleeps where it runs, which would be the event loop.
     retries: Any = {"retries": {"mode": "standard"}} if adaptive else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     from haltline.signals import SignalBus
 
 
+UNWIND = 5  # seconds beyond SHUTDOWN_GRACE for the last closing frames and writes
+
+
 class Draining(Exception):
-    """The replica is ending and starts nothing new."""
+    """The replica has ended its runs and starts nothing new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class Runner:
         self._beginning = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
-        self._draining: asyncio.Task[None] | None = None
+        self._ending: asyncio.TimerHandle | None = None
         self._grace_over = False
 
     @property
@@ -60,7 +64,7 @@ class Runner:
 
         Raises: ChatBusy, RunIdUsed, BusUnavailable, ChatStoreError, Draining.
         """
-        if self._draining:
+        if self._grace_over:
             raise Draining
         run = Run(chat_id, run_id or new_run_id(), arrival)
         reason = StopReason.SUPERSEDED if stop_first else None
@@ -114,23 +118,21 @@ class Runner:
         return None
 
     async def drain(self, grace: float) -> None:
-        """Start nothing new; give live runs `grace` seconds, then halt them, each with its closing frame.
+        """Give runs `grace` seconds from the first call on, then halt them, each with its closing frame.
 
-        A run that is just beginning counts as live. Returns when all have ended. A second call waits for the first.
+        Until then those begin as ever that were let in before. Returns when none is left, or UNWIND after the grace: a
+        run that is stuck, as in a store that hangs, must not hold the process.
         """
-        if self._draining is None:
-            self._draining = asyncio.create_task(self._drain(grace))
-        await asyncio.shield(self._draining)
-
-    async def _drain(self, grace: float) -> None:
-        try:
-            async with asyncio.timeout(grace):
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().call_later(grace, self._halt)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._ending.when() + UNWIND):
                 await self._quiet.wait()
-        except TimeoutError:
-            self._grace_over = True
-            for execution in list(self._live.values()):
-                execution.run.token.stop(StopReason.SHUTDOWN)
-            await self._quiet.wait()
+
+    def _halt(self) -> None:
+        self._grace_over = True
+        for execution in list(self._live.values()):
+            execution.run.token.stop(StopReason.SHUTDOWN)
 
 
 def _nobody_reads(beginning: asyncio.Task[Execution]) -> None:

@@ -17,10 +17,10 @@ from uvicorn.config import STARTUP_FAILURE
 
 from haltline.app import create_app
 from haltline.resources import Resources
+from haltline.runner import UNWIND
 from haltline.settings import Settings, exit_with
 
 BACKLOG = 2048  # connections that wait to be taken
-UNWIND = 5  # seconds beyond SHUTDOWN_GRACE for the last closing frames to be written
 LAST_REQUESTS = 0.25  # seconds for the requests of those who were let in before the order to end
 
 
@@ -44,10 +44,11 @@ def serve(fd: int | None, ready_fd: int | None) -> None:
         server_header=False,
         timeout_graceful_shutdown=int(settings.shutdown_grace) + UNWIND,
     )
-    # Uvicorn raises the signal again once it has shut down; an ordered end is not a failure.
+    server = Server(config, resources, ready_fd)
+    # Uvicorn takes the signals a moment later, and raises them again after the end, which is no failure if it was ordered.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    asyncio.run(Server(config, resources, ready_fd).serve([listener]))
+        signal.signal(number, server.handle_exit)
+    asyncio.run(server.serve([listener]))
 
 
 class Server(uvicorn.Server):
@@ -78,6 +79,8 @@ class Server(uvicorn.Server):
         had sent was read, and may send a message no second time.
         """
         await self._let_in_the_last(sockets or [])
+        # Who keeps a connection is told not to send another request on it.
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         await asyncio.sleep(LAST_REQUESTS)
         if self._resources.runs is not None:
             self._draining = asyncio.create_task(self._resources.runs.drain(self._resources.settings.shutdown_grace))
@@ -85,19 +88,15 @@ class Server(uvicorn.Server):
 
     async def _let_in_the_last(self, sockets: list[socket.socket]) -> None:
         """Close the door behind those whom the kernel has let in already: by itself a close would cut them off."""
-        spares = [sock.dup() for sock in sockets]
+        clients: list[socket.socket] = []
+        for sock in sockets:
+            with suppress(OSError):  # nobody is left, or no descriptor for more
+                for _ in range(BACKLOG):
+                    clients.append(sock.accept()[0])
         for server in self.servers:
             server.close()
-        clients: list[socket.socket] = []
-        for spare in spares:
-            with spare, suppress(OSError):  # nobody waits, as a rule
-                spare.setblocking(False)
-                # Not without end: where replicas share the socket, others go on and clients keep coming.
-                for _ in range(BACKLOG):
-                    clients.append(spare.accept()[0])
         for client in clients:
-            with suppress(OSError):  # it has left
-                await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
 
     def _protocol(self) -> asyncio.Protocol:
         # As uvicorn's own server makes them.

@@ -119,7 +119,7 @@ async def test_bodies_that_are_too_large_are_answered_as_by_the_api(
         ("TRACE / HTTP/1.1\r\nHost: x\r\n", 405),
         ("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n", 501),
         ("GET / HTTP/2.0\r\nHost: x\r\n", 505),
-        ("GET /.nginx/large HTTP/1.1\r\nHost: x\r\n", 404),
+        ("GET /.nginx/refused HTTP/1.1\r\nHost: x\r\n", 404),
         ("POST /api/v1/stop HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n", 404),
     ],
 )

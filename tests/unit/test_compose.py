@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from local import compose
-from local.compose import aws_directory, choose_model, container_user, own_sessions
+from local import compose, host
+from local.errors import CannotStart
+from local.host import aws_directory, choose_model, container_user, own_sessions
 
 AWS = "credentials of /home/you/.aws"
 LOCAL = {"LOCAL_MODEL_URL": "http://local-model:8081/v1"}
@@ -101,7 +102,7 @@ def test_a_region_alone_is_no_credential(aws: Path) -> None:
 
 
 def test_a_directory_that_is_named_and_not_there_is_told(aws: Path) -> None:
-    with pytest.raises(SystemExit, match="AWS_DIR=.*nope is no directory"):
+    with pytest.raises(CannotStart, match=r"AWS_DIR=.*nope is no directory"):
         aws_directory(str(aws / "nope"), os.getuid())
 
 
@@ -129,9 +130,9 @@ def test_files_that_the_replicas_could_not_read_are_not_mounted(
 def test_a_foreign_store_is_told_with_what_mends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     own_sessions(os.getuid(), os.getgid())
-    (compose.SESSIONS / "chat.json").write_text("{}")
+    (host.SESSIONS / "chat.json").write_text("{}")
     monkeypatch.setattr(os, "getuid", lambda: 1)  # root would change the owner
-    with pytest.raises(SystemExit, match=r"sudo chown -R 77777:7 data/sessions"):
+    with pytest.raises(CannotStart, match=r"sudo chown -R 77777:7 data/sessions"):
         own_sessions(77777, 7)
 
 
@@ -161,5 +162,5 @@ def test_an_old_compose_is_refused(
     if told is None:
         compose.check_compose()
     else:
-        with pytest.raises(SystemExit, match=told):
+        with pytest.raises(CannotStart, match=told):
             compose.check_compose()

@@ -45,7 +45,7 @@ def serve(fd: int | None, ready_fd: int | None) -> None:
         timeout_graceful_shutdown=int(settings.shutdown_grace) + UNWIND,
     )
     server = Server(config, resources, ready_fd)
-    # Uvicorn takes the signals a moment later, and raises them again after the end, which is no failure if it was ordered.
+    # Uvicorn takes the signals a moment later, and raises them again after the end. An ordered end is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     asyncio.run(server.serve([listener]))

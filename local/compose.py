@@ -138,9 +138,12 @@ def _config() -> dict[str, Any]:
     command = ["docker", "compose", "config", "--format", "json"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
-        names = {"stop_grace_period": "SHUTDOWN_GRACE (seconds)", "ort": "NGINX_PORT or REDIS_PUBLISHED_PORT"}
-        name = next((name for part, name in names.items() if part in done.stderr), "")
-        raise CannotStart(f"{f'{name} cannot be used: ' if name else ''}{done.stderr.strip()}")
+        told = " ".join(done.stderr.split())
+        if "stop_grace_period" in told:
+            told = "SHUTDOWN_GRACE: use seconds, for example 20"
+        elif "ort: " in told:
+            told = f"NGINX_PORT or REDIS_PUBLISHED_PORT: {told}"
+        raise CannotStart(told)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

@@ -38,7 +38,6 @@ class Traffic:
     landed: list[tuple[float, str]] = field(default_factory=list)  # when a message was sent, who took it
     seconds: list[float] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
-    at_ms: float = 20.0
 
     def since(self, at: float) -> Counter[str]:
         return Counter(replica for sent, replica in self.landed if sent >= at)
@@ -63,15 +62,15 @@ class Traffic:
 
 
 @asynccontextmanager
-async def traffic(door: Door, chats: Any) -> AsyncIterator[Traffic]:
-    """A new chat each 20 ms, until the block ends; returns when each has had its answer."""
+async def traffic(door: Door, chats: Any, each_ms: float = 20) -> AsyncIterator[Traffic]:
+    """A new chat every so often, until the block ends; returns when each has had its answer."""
     seen, over = Traffic(), asyncio.Event()
 
     async def flow() -> None:
         async with http_client() as http, asyncio.TaskGroup() as tasks:
             while not over.is_set():
                 tasks.create_task(seen.one(http, door, chats("traffic")))
-                await asyncio.sleep(seen.at_ms / 1000)  # the pace of the load, nothing is waited for
+                await asyncio.sleep(each_ms / 1000)  # the pace of the load, nothing is waited for
 
     flowing = asyncio.create_task(flow())
     try:
@@ -110,6 +109,20 @@ async def test_a_replica_that_is_stopped_ends_its_streams_and_disturbs_no_other(
     )
     assert seen.troubles == []
     assert set(later) == set(REPLICAS) - {VICTIM}
+
+
+async def test_replicas_that_end_under_traffic_disturb_nobody(door: Door, chats: Any) -> None:
+    """Again and again, for what could go wrong lasts a millisecond: a connection that is let in as the door closes."""
+    ends, landed = 5, 0
+    for _ in range(ends):
+        async with traffic(door, chats, each_ms=8) as seen:
+            await until(lambda seen=seen: asyncio.sleep(0, VICTIM in seen.since(0)))
+            await asyncio.to_thread(docker, "stop", VICTIM)
+        assert seen.troubles == []
+        landed += len(seen.landed)
+        await asyncio.to_thread(docker, "start", VICTIM)
+        await asyncio.to_thread(wait_until_healthy, VICTIM)
+    figure("docker stop under traffic", f"{ends} times, {landed} new chats, each with a read and a stop: 0 errors")
 
 
 async def test_a_replica_that_is_killed_loses_its_streams_and_nothing_else(

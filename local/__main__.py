@@ -27,9 +27,7 @@ def main() -> int:
     except SettingsError as error:
         exit_with(str(error))
     except CannotStart as error:
-        if str(error):
-            print(f"haltline: {error}", file=sys.stderr)
-        return error.status
+        return error.tell()
     return 0
 
 

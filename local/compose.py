@@ -66,26 +66,25 @@ def up(asked: str, *, build: bool, again: bool) -> None:
         raise CannotStart("", status)  # it has said why
     started = compose(*profile, "up", "--detach", "--wait", "--remove-orphans")
     idle = [service for service in OWN_MODELS if service != model.service]
-    compose("--profile", "*", "rm", "--stop", "--force", *idle, quiet=True)
+    docker("compose", "--profile", "*", "rm", "--stop", "--force", *idle)
     if started:
         for service in ("redis", *([model.service] if model.service else []), *REPLICAS, "nginx"):
             compose("logs", "--no-log-prefix", "--tail", "3", service)
         raise CannotStart("the stack did not become healthy; `make logs` has the rest")
     # Another Redis may have served the files since this one's list of chats was made, as under `make run`.
-    compose("exec", "-T", "redis", "redis-cli", "del", LIST_READY, quiet=True)
+    docker("compose", "exec", "-T", "redis", "redis-cli", "del", LIST_READY)
     say(f"haltline: Haltline serves {_url()} through Nginx, by {', '.join(REPLICAS)}. `make stop` ends it.")
 
 
 def _asked_last() -> str:
-    command = ["docker", "inspect", "--format", '{{index .Config.Labels "haltline.model"}}', REPLICAS[0]]
-    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+    return docker("inspect", "--format", '{{index .Config.Labels "haltline.model"}}', REPLICAS[0]).stdout.strip()
 
 
 def _check_ports(file: dict[str, Any]) -> None:
     """Raises: CannotStart where somebody else serves a port that is to be published."""
     for service, variable in (("nginx", "NGINX_PORT"), ("redis", "REDIS_PUBLISHED_PORT")):
         port = int(file["services"][service]["ports"][0]["published"])
-        if not _output("ps", "--quiet", service) and not _free(port):
+        if not docker("compose", "ps", "--quiet", service).stdout and not _free(port):
             raise CannotStart(f"{variable}={port}: address already in use, choose another")
 
 
@@ -109,12 +108,7 @@ def health() -> int:
 
 
 def _health_of(replica: str) -> tuple[str, str, str]:
-    done = subprocess.run(
-        ["docker", "compose", "exec", "-T", replica, "python", "-c", HEALTH],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = docker("compose", "exec", "-T", replica, "python", "-c", HEALTH)
     try:
         told: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
@@ -123,20 +117,19 @@ def _health_of(replica: str) -> tuple[str, str, str]:
 
 
 # ---- Docker Compose
-def compose(*arguments: str, quiet: bool = False) -> int:
-    """Run `docker compose`. Returns its exit status."""
-    return subprocess.run(["docker", "compose", *arguments], check=False, capture_output=quiet).returncode
+def compose(*arguments: str) -> int:
+    """Run `docker compose` before the eyes of whoever called. Returns its exit status."""
+    return subprocess.run(["docker", "compose", *arguments], check=False).returncode
 
 
-def _output(*arguments: str) -> str:
-    command = ["docker", "compose", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+def docker(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `docker` and catch what it says."""
+    return subprocess.run(["docker", *arguments], check=False, capture_output=True, text=True)
 
 
 def _config() -> dict[str, Any]:
     """The Compose file, filled in from the environment and `.env`. Raises: CannotStart where it cannot be."""
-    command = ["docker", "compose", "config", "--format", "json"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = docker("compose", "config", "--format", "json")
     if done.returncode:
         told = " ".join(done.stderr.split())
         if "stop_grace_period" in told:
@@ -149,7 +142,7 @@ def _config() -> dict[str, Any]:
 
 
 def _url() -> str:
-    address = _output("port", "nginx", "80") or "127.0.0.1:80"
+    address = docker("compose", "port", "nginx", "80").stdout.strip() or "127.0.0.1:80"
     return f"http://{address.removesuffix(':80')}"
 
 
@@ -157,8 +150,7 @@ def check_compose() -> None:
     """Raises: CannotStart with a line that helps where there is no Compose to be had."""
     version = ""
     if shutil.which("docker"):
-        command = ["docker", "compose", "version", "--short"]
-        version = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip().lstrip("v")
+        version = docker("compose", "version", "--short").stdout.strip().lstrip("v")
     try:
         found = tuple(int(part) for part in version.split("-")[0].split(".")[:2])
     except ValueError:
@@ -187,9 +179,7 @@ def main() -> int:
             return health()
         up(options.model, build=options.build, again=options.again)
     except CannotStart as error:
-        if str(error):
-            print(f"haltline: {error}", file=sys.stderr)
-        return error.status
+        return error.tell()
     return 0
 
 

@@ -1,5 +1,7 @@
 """Why a start ends."""
 
+import sys
+
 
 class CannotStart(Exception):
     """Something that has to be there is not.
@@ -11,3 +13,9 @@ class CannotStart(Exception):
     def __init__(self, line: str, status: int = 1) -> None:
         self.status = status
         super().__init__(line)
+
+    def tell(self) -> int:
+        """Say the line, if there is one. Returns the exit status."""
+        if str(self):
+            print(f"haltline: {self}", file=sys.stderr)
+        return self.status

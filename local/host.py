@@ -87,9 +87,9 @@ def aws_directory(given: str, uid: int) -> tuple[str, str]:
     Raises: CannotStart where `given` is no directory.
     """
     directory = Path(given or Path(pwd.getpwuid(_caller()).pw_dir) / ".aws").expanduser().absolute()
-    if given and not directory.is_dir():
-        raise CannotStart(f"AWS_DIR={given} is no directory of this machine")
     try:
+        if given and not directory.is_dir():
+            raise CannotStart(f"AWS_DIR={given} is no directory of this machine")
         files = [file for name in ("credentials", "config") if (file := directory / name).is_file()]
         foreign = next((path for path in (directory, *files) if not _may_read(path, uid)), None) if files else None
         words = [word for file in files for word in AWS_WORDS if word in file.read_text(errors="replace")]
@@ -118,9 +118,8 @@ def own_sessions(uid: int, gid: int) -> None:
         SESSIONS.mkdir(parents=True, exist_ok=True)
         paths = [SESSIONS, *SESSIONS.rglob("*")]
     except PermissionError as error:
-        raise CannotStart(
-            f"{error.filename} belongs to another user: sudo chown -R {uid}:{gid} {SESSIONS.parts[0]}"
-        ) from error
+        mend = f"sudo chown -R {uid}:{gid} {SESSIONS.parts[0]}"
+        raise CannotStart(f"{error.filename} belongs to another user: {mend}") from error
     if foreign := [path for path in paths if path.stat().st_uid != uid]:
         if os.getuid():
             raise CannotStart(f"{foreign[0]} belongs to another user: sudo chown -R {uid}:{gid} {SESSIONS}")

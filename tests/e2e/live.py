@@ -22,12 +22,15 @@ class Live:
     """A chat with a run, and the task that reads its stream. `name` stands in the fake Bedrock's log."""
 
     chat_id: str
-    name: str
     run_id: str
     message: str
     turn: Turn = field(init=False)
     begun: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     reading: asyncio.Task[None] = field(init=False)
+
+    @property
+    def name(self) -> str:
+        return script_name(self.chat_id)
 
     @property
     def replica(self) -> str:
@@ -58,9 +61,13 @@ class Live:
             raise
 
 
+def script_name(chat_id: str) -> str:
+    return f"{chat_id}-script"
+
+
 async def start(http: httpx.AsyncClient, door: Door, chat_id: str, **what: Any) -> Live:
     """Begin a run; returns when its first text is here."""
-    live = Live(chat_id, f"{chat_id}-script", new_run(), script(**(LONG | what), name=f"{chat_id}-script"))
+    live = Live(chat_id, new_run(), script(**(LONG | what), name=script_name(chat_id)))
     live.reading = asyncio.create_task(live._read(http, door))
     await asyncio.wait_for(asyncio.shield(live.begun), 30)
     return live

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from local.compose import REPLICAS
 from tests.fake_bedrock import RunningFakeBedrock
 from tests.stack import ROOT
 
-REPLICAS = ("backend1", "backend2", "backend3")
+__all__ = ["REPLICAS"]
 
 
 def run(*command: str, seconds: float = 120) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -125,6 +126,17 @@ def test_files_that_the_replicas_could_not_read_are_not_mounted(
     assert str(aws) in told
     assert f"user {other}" in told
     assert aws_directory(str(aws), os.getuid()) == (str(aws), f"credentials of {aws}")
+
+
+def test_a_directory_that_cannot_be_looked_into_is_not_mounted(
+    aws: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))  # as for any user but root
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    assert aws_directory(str(aws), os.getuid()) == ("", "")
+    assert str(aws) in capsys.readouterr().out
 
 
 def test_a_foreign_store_is_told_with_what_mends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

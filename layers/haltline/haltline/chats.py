@@ -105,9 +105,7 @@ class FileChatStore:
         except FileExistsError as error:
             raise ChatStoreError("there is a file in its place") from error
         except OSError as error:
-            raise ChatStoreError(
-                f"user {os.getuid()} cannot read and write there: {error.strerror or error}"
-            ) from error
+            raise ChatStoreError(f"user {os.getuid()} cannot use it: {error.strerror or error}") from error
 
     async def load(self, chat_id: str) -> ChatDocument:
         """See `ChatStore.load`."""

@@ -72,10 +72,9 @@ def _bedrock(settings: Settings) -> Model:
 
     from haltline.bedrock import StoppableBedrockModel
 
-    if not os.environ.get("AWS_PROFILE"):
-        os.environ.pop(
-            "AWS_PROFILE", None
-        )  # empty is not set, as everywhere; botocore would look for a profile named ""
+    # Empty is not set, as everywhere. botocore would look for a profile of that name.
+    if os.environ.get("AWS_PROFILE") == "":
+        del os.environ["AWS_PROFILE"]
     adaptive = botocore.session.get_session().get_config_variable("retry_mode") == "adaptive"
     # The limiter of the adaptive mode sleeps where it runs, which would be the event loop.
     retries: Any = {"retries": {"mode": "standard"}} if adaptive else {}

@@ -96,7 +96,8 @@ class Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         for client in clients:
-            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
+            with suppress(OSError):  # it has left
+                await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
 
     def _protocol(self) -> asyncio.Protocol:
         # As uvicorn's own server makes them.

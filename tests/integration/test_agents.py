@@ -7,7 +7,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from haltline.events import Done, Event, Failed, Stopped, Text
 from haltline.execution import Execution
 from haltline.observability import Metrics
 from haltline.runner import Deps, Runner
-from haltline.runs import Arrival, Outcome, StopReason
+from haltline.runs import Arrival, Outcome, StopReason, live_token
 from haltline.scripted import ScriptedModel
 from haltline.settings import Settings
 from local.fake_bedrock.history import invalid_history
@@ -93,6 +94,40 @@ def asks_a_person(model: Any) -> Agent:
 
     agent.add_hook(ask, BeforeToolCallEvent)
     return agent
+
+
+HERE: ContextVar[str] = ContextVar("here")
+UNWOUND: list[str] = []
+
+
+@tool
+async def counts() -> AsyncGenerator[str, None]:
+    """Tell how far it is, through a generator of its own."""
+    begun_in, here = asyncio.current_task(), HERE.set("counts")
+
+    async def steps() -> AsyncGenerator[str, None]:
+        try:
+            for step in range(3):
+                yield f"step {step}"
+        finally:
+            await asyncio.sleep(0)
+            UNWOUND.append("steps")
+
+    try:
+        async for step in steps():
+            yield step
+    finally:
+        UNWOUND.append("counts" if asyncio.current_task() is begun_in else "counts, elsewhere")
+        HERE.reset(here)  # in any other context an error
+
+
+def stopped_between_two_events_of_its_tool(model: Any) -> Agent:
+    def tell(**told: Any) -> None:
+        token = live_token.get()
+        if "tool_stream_event" in told and token is not None:
+            token.stop(StopReason.USER)
+
+    return Agent(model=model, tools=[counts], callback_handler=tell)
 
 
 def no_agent(model: Any) -> Any:
@@ -242,6 +277,21 @@ async def test_stops_leave_no_trace_in_the_log(chat_with: Any, caplog: pytest.Lo
     for _ in range(40):
         await chat.stop_in_mid_text('/script {"text": "a b c d", "repeat": 5000, "pace_ms": 0}')
     assert [r.getMessage() for r in caplog.records] == []
+
+
+async def test_a_tool_halted_between_two_events_unwinds_in_its_own_task_before_the_run_ends(
+    chat_with: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With Strands' own executor nothing has unwound by then, and what does later is in a foreign task."""
+    UNWOUND.clear()
+    caplog.set_level(logging.WARNING)
+    chat = chat_with(stopped_between_two_events_of_its_tool)
+    execution = await chat.start('/script {"tool": {"name": "counts", "input": {}}, "text": "never said"}')
+    assert (await rest(execution))[-1] == Stopped()
+    assert await execution.ended(SOON)
+    assert UNWOUND == ["steps", "counts"]
+    assert [r.getMessage() for r in caplog.records] == []
+    assert (await chat.say(WORDS))[-1] == Done()
 
 
 async def test_a_stop_in_a_tool_that_runs_in_a_thread(chat_with: Any) -> None:

@@ -14,6 +14,7 @@ from loguru import logger
 from strands import Agent
 from strands.hooks import AfterModelCallEvent, BeforeModelCallEvent
 from strands.models import BedrockModel
+from strands.tools.executors import ConcurrentToolExecutor
 from strands.types._snapshot import Snapshot
 from strands.types.session import decode_bytes_values, encode_bytes_values
 
@@ -23,6 +24,7 @@ from haltline.events import Text, TextJoiner, valid_text
 from haltline.history import repaired
 from haltline.models import load_object, make_model
 from haltline.settings import Settings
+from haltline.tool_executor import UnwindingToolExecutor
 
 # What a call of these providers holds open is closed when its task is cancelled; shown by tests.
 _CLOSES_WHEN_CANCELLED = ("local", "scripted")
@@ -165,6 +167,8 @@ class AgentSource:
         self._handed_out.add(agent)
         if _can_be_stoppable(agent.model):
             agent.model = self._stoppable(cast("BedrockModel", agent.model))
+        if type(agent.tool_executor) is ConcurrentToolExecutor:
+            agent.tool_executor = UnwindingToolExecutor()
         closes = isinstance(agent.model, StoppableBedrockModel) or (
             self._closes_upstream and agent.model is self._model  # nothing is known of another model that it brings
         )

@@ -489,6 +489,8 @@ async def test_a_request_given_up_while_the_run_begins_leaves_no_live_run(bench:
                     following = await bench.runner.start(chat, "again", Arrival())
         following.run.token.stop(StopReason.USER)
         assert await ended(following) == (Outcome.STOPPED, StopReason.USER)
+    async with asyncio.timeout(SOON):  # the last one given up may come to its turn only after the one that followed
+        await bench.runner._quiet.wait()
     assert bench.runner.live_count == 0
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from haltline.observability import Metrics
 from haltline.redis_bus import RedisBus
 from haltline.runner import Deps, Runner
 from haltline.runs import Arrival, Receipt
+from haltline.serve import collect_often
 from haltline.settings import Settings
 from tests.fake_bedrock import RunningFakeBedrock
 from tests.stops.agents import PROBES, Probe
@@ -163,6 +165,19 @@ class Talk:
         return str(mine[1]["text"]), "".join(t for t in told if t != STOPPED_NOTE)
 
 
+@contextmanager
+def collected_as_in_a_replica() -> Iterator[None]:
+    """The garbage collector's pauses are part of what is measured, so they are those of a replica."""
+    before = gc.get_threshold()
+    gc.collect()
+    collect_often()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
+
+
 @asynccontextmanager
 async def benched(
     fake: RunningFakeBedrock, valkey_url: str, directory: Path, *, agent: str = "make", provider: str = "bedrock"
@@ -190,7 +205,8 @@ async def benched_with(
     ):
         runner = Runner(Deps(owner, store, ChatIndex(owner.redis, owner, store), agents, Metrics(), 600))
         try:
-            yield Bench(runner, store, owner, stopper, fake)
+            with collected_as_in_a_replica():
+                yield Bench(runner, store, owner, stopper, fake)
         finally:
             await runner.drain(0)
             await close_connections()

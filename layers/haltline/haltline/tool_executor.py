@@ -39,9 +39,9 @@ _begun: ContextVar[_Begun | None] = ContextVar("generators begun by this tool", 
 class UnwindingToolExecutor(ConcurrentToolExecutor):
     """Closes the generators of a tool that is halted between two of its events, in the tool's own task.
 
-    Strands 1.x drops them there. The event loop then closes them one by one in tasks of its own: a tool's `finally` runs
-    some time after the run has ended, and OpenTelemetry finds its span in a foreign context and logs an error. Where they
-    are part of a cycle the garbage collector ends them in whichever thread it happens to run, against that loop.
+    Strands drops them there. The event loop then closes them one by one in tasks of its own: a tool's `finally` runs
+    some time after the run has ended, and OpenTelemetry finds its span in a foreign context and logs an error. Where
+    they are part of a cycle the garbage collector ends them in whichever thread it happens to run, against that loop.
     """
 
     async def _task(self, *args: Any, **kwargs: Any) -> None:
@@ -56,7 +56,7 @@ class UnwindingToolExecutor(ConcurrentToolExecutor):
 
 
 def _note_generators() -> None:
-    """Tell `_Begun` of each async generator that is begun in this thread, beside whoever wants to know of it already."""
+    """Tell `_Begun` of each async generator that is begun in this thread, after whoever is told already."""
     told = sys.get_asyncgen_hooks().firstiter
     if getattr(told, "notes_generators", False):
         return

@@ -130,6 +130,17 @@ def stopped_between_two_events_of_its_tool(model: Any) -> Agent:
     return Agent(model=model, tools=[counts], callback_handler=tell)
 
 
+def stopped_between_two_events_of_an_inner_agents_tool(model: Any) -> Agent:
+    inner = Agent(name="inner", model=model, tools=[counts], callback_handler=None)
+
+    def tell(**told: Any) -> None:
+        token, event = live_token.get(), told.get("tool_stream_event")
+        if event and "tool_stream_event" in event["data"] and token is not None:
+            token.stop(StopReason.USER)
+
+    return Agent(model=model, tools=[inner.as_tool()], callback_handler=tell)
+
+
 def no_agent(model: Any) -> Any:
     return {"not": "an agent"}
 
@@ -279,17 +290,29 @@ async def test_stops_leave_no_trace_in_the_log(chat_with: Any, caplog: pytest.Lo
     assert [r.getMessage() for r in caplog.records] == []
 
 
+COUNTS = {"tool": {"name": "counts", "input": {}}, "text": "never said"}
+INNER_COUNTS = {"tool": {"name": "inner", "input": {"input": f"/script {json.dumps(COUNTS)}"}}, "text": "never said"}
+
+
+@pytest.mark.parametrize(
+    ("agent", "script"),
+    [
+        (stopped_between_two_events_of_its_tool, COUNTS),
+        (stopped_between_two_events_of_an_inner_agents_tool, INNER_COUNTS),
+    ],
+    ids=["its tool", "an inner agent's tool"],
+)
 async def test_a_tool_halted_between_two_events_unwinds_in_its_own_task_before_the_run_ends(
-    chat_with: Any, caplog: pytest.LogCaptureFixture
+    chat_with: Any, caplog: pytest.LogCaptureFixture, agent: Any, script: dict[str, Any]
 ) -> None:
     """With Strands' own executor nothing has unwound by then, and what does later is in a foreign task."""
     UNWOUND.clear()
     caplog.set_level(logging.WARNING)
-    chat = chat_with(stopped_between_two_events_of_its_tool)
-    execution = await chat.start('/script {"tool": {"name": "counts", "input": {}}, "text": "never said"}')
+    chat = chat_with(agent)
+    execution = await chat.start(f"/script {json.dumps(script)}")
     assert (await rest(execution))[-1] == Stopped()
     assert await execution.ended(SOON)
-    assert UNWOUND == ["steps", "counts"]
+    assert UNWOUND == ["counts", "steps"]
     assert [r.getMessage() for r in caplog.records] == []
     assert (await chat.say(WORDS))[-1] == Done()
 

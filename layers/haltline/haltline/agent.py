@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import warnings
@@ -24,7 +25,7 @@ from haltline.events import Text, TextJoiner, valid_text
 from haltline.history import repaired
 from haltline.models import load_object, make_model
 from haltline.settings import Settings
-from haltline.tool_executor import UnwindingToolExecutor
+from haltline.unwinding import unwound
 
 # What a call of these providers holds open is closed when its task is cancelled; shown by tests.
 _CLOSES_WHEN_CANCELLED = ("local", "scripted")
@@ -148,6 +149,7 @@ class AgentSource:
         self._closes_upstream = settings.model_provider in _CLOSES_WHEN_CANCELLED
         self._handed_out: WeakSet[Agent] = WeakSet()
         self._made_stoppable: WeakKeyDictionary[BedrockModel, StoppableBedrockModel] = WeakKeyDictionary()
+        _unwind_tools_where_they_ran()
 
     async def make(self) -> AgentTurn:
         """Build the agent of a run. A plain function is called in a thread: it may take its time.
@@ -167,8 +169,6 @@ class AgentSource:
         self._handed_out.add(agent)
         if _can_be_stoppable(agent.model):
             agent.model = self._stoppable(cast("BedrockModel", agent.model))
-        if type(agent.tool_executor) is ConcurrentToolExecutor:
-            agent.tool_executor = UnwindingToolExecutor()
         closes = isinstance(agent.model, StoppableBedrockModel) or (
             self._closes_upstream and agent.model is self._model  # nothing is known of another model that it brings
         )
@@ -178,6 +178,22 @@ class AgentSource:
         if model not in self._made_stoppable:  # kept: agents of many runs may share one model, and its connections
             self._made_stoppable[model] = StoppableBedrockModel.like(model)
         return self._made_stoppable[model]
+
+
+def _unwind_tools_where_they_ran() -> None:
+    """Change Strands' executor once a process, so that agents inside of tools have it too.
+
+    It runs each tool in a task of its own and drops the tool's generators where that task is cancelled.
+    """
+    stock = ConcurrentToolExecutor._task
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @functools.wraps(stock)
+    async def task(*args: Any, **kwargs: Any) -> None:
+        await unwound(stock(*args, **kwargs))
+
+    ConcurrentToolExecutor._task = task  # type: ignore[method-assign]
 
 
 # Strands warns of its own deprecated paths on each turn of agents that use them; said once is enough.

@@ -25,6 +25,7 @@ from haltline.signals import BusUnavailable
 from haltline.stream import EventStream
 from haltline.tasks import cancelled
 from haltline.transcript import close_turn, open_turn
+from haltline.unwinding import unwound
 
 if TYPE_CHECKING:
     from haltline.agent import AgentTurn
@@ -111,7 +112,7 @@ class Execution:
         live_token.set(self.run.token)
         await asyncio.shield(opening)
         try:
-            await self._pump()
+            await unwound(self._pump())
         except (SystemExit, KeyboardInterrupt) as error:  # asyncio would end the replica with it
             raise RuntimeError("the agent tried to end the process") from error
 

@@ -320,6 +320,34 @@ async def test_other_calls_keep_their_connections(make: Make, fake: RunningFakeB
     assert fake.log(again)[0]["connection"] in used
 
 
+async def test_a_call_on_its_second_attempt_closes_no_connection_of_its_first(
+    make: Make, fake: RunningFakeBedrock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It made a connection and was refused; another call took that connection over during the back-off."""
+    monkeypatch.setattr("haltline.bedrock.random.random", lambda: 0.99)  # of the longest back-off, a second
+    model, names = make(attempts=2), [new_name("early"), new_name("refused"), new_name("other")]
+
+    async def requests(name: str, count: int = 1) -> list[Any]:
+        await asyncio.to_thread(
+            fake.wait_for,
+            lambda _: len([line for line in fake.log(name) if line["event"] == "request"]) >= count,
+        )
+        return [line["connection"] for line in fake.log(name) if line["event"] == "request"]
+
+    early = asyncio.create_task(said(model, script(name=names[0], delay_ms=600, text="x", pace_ms=0)))
+    (first,) = await requests(names[0])
+    refused = asyncio.create_task(said(model, script(name=names[1], throttle=1, headers_ms=60_000)))
+    (second,) = await requests(names[1])
+    await asyncio.to_thread(fake.wait_for, lambda line: line.get("name") == names[1] and line["event"] == "refused")
+    await asyncio.sleep(0.3)  # it has read the refusal, and its connection is free; its back-off is three times that
+    other = asyncio.create_task(said(model, script(name=names[2], delay_ms=2_000, text="still there", pace_ms=0)))
+    assert await requests(names[2]) == [second]
+    await early
+    assert await requests(names[1], 2) == [second, first]
+    refused.cancel()
+    assert await other
+
+
 async def test_a_token_that_fires_ends_the_call_in_another_event_loop(make: Make, fake: RunningFakeBedrock) -> None:
     token, name, model = StopToken(), new_name("loop"), make()
     raised: list[BaseException] = []

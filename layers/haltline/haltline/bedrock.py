@@ -227,7 +227,7 @@ class _Call:
         self._carried: asyncio.Queue[Any] = asyncio.Queue()  # a response, then bytes, b"" at the end; or an error
         self._stopped = self._loop.create_future()
         self._looking: asyncio.TimerHandle | None = None
-        self._made: Any = None  # the TCP connection, where one was made for this call
+        self._made: Any = None  # the TCP connection, where this attempt had to make one
         self.flow: Flow[_Call]
 
     async def __aenter__(self) -> _Call:
@@ -327,6 +327,7 @@ class _Call:
             extensions={"trace": self._note_connection},
         )
         response = None
+        self._made = None  # that of the attempt before may be another call's by now
         try:
             response = await client.send(made, stream=True)
             self._carried.put_nowait(response)
@@ -334,7 +335,9 @@ class _Call:
                 self._carried.put_nowait(chunk)
             self._carried.put_nowait(b"")
         except httpx2.TransportError as error:
-            self._carried.put_nowait(_as_botocore(error, request.url))
+            said = _as_botocore(error, request.url)
+            said.__cause__ = error
+            self._carried.put_nowait(said)
         except Exception as error:
             self._carried.put_nowait(error)
         finally:

@@ -328,11 +328,11 @@ async def test_a_call_on_its_second_attempt_closes_no_connection_of_its_first(
     model, names = make(attempts=2), [new_name("early"), new_name("refused"), new_name("other")]
 
     async def requests(name: str, count: int = 1) -> list[Any]:
-        await asyncio.to_thread(
-            fake.wait_for,
-            lambda _: len([line for line in fake.log(name) if line["event"] == "request"]) >= count,
-        )
-        return [line["connection"] for line in fake.log(name) if line["event"] == "request"]
+        def found() -> list[Any]:
+            return [line["connection"] for line in fake.log(name) if line["event"] == "request"]
+
+        await asyncio.to_thread(fake.wait_for, lambda _: len(found()) >= count)
+        return found()
 
     early = asyncio.create_task(said(model, script(name=names[0], delay_ms=600, text="x", pace_ms=0)))
     (first,) = await requests(names[0])

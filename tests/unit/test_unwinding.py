@@ -42,6 +42,12 @@ def told() -> Told:
     return Told()
 
 
+async def reading(make: Callable[[], AsyncGenerator[Any, None]]) -> None:
+    """Stand still in the body of a loop over what `make` gives."""
+    async for _ in make():
+        await asyncio.sleep(60)
+
+
 async def halted(work: Callable[[], Coroutine[Any, Any, Any]], again: bool = False) -> None:
     """Begin `work`, cancel it where it waits, and come back when its task has ended."""
     task = asyncio.create_task(unwound(work()))
@@ -55,24 +61,20 @@ async def halted(work: Callable[[], Coroutine[Any, Any, Any]], again: bool = Fal
 
 
 async def test_left_in_the_body_of_a_loop(told: Told) -> None:
-    async def work() -> None:
-        async for _ in told.rows():
-            await asyncio.sleep(60)
+    await halted(lambda: reading(told.rows))
+    assert told.closed == ["rows"]
 
-    await halted(work)
+
+async def test_one_inside_of_another(told: Told) -> None:
+    await halted(lambda: unwound(reading(told.rows)))
     assert told.closed == ["rows"]
 
 
 async def test_asyncio_alone_closes_them_later_and_elsewhere(told: Told) -> None:
     """What all this is for."""
-
-    async def work() -> None:
-        async for _ in told.rows():
-            await asyncio.sleep(60)
-
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    task = asyncio.create_task(work())
+    task = asyncio.create_task(reading(told.rows))
     await asyncio.sleep(0.001)
     task.cancel()
     await asyncio.wait({task})
@@ -90,11 +92,7 @@ async def test_a_chain_from_the_outside_in(told: Told) -> None:
         finally:
             told.closed.append("outer")
 
-    async def work() -> None:
-        async for _ in outer():
-            await asyncio.sleep(60)
-
-    await halted(work)
+    await halted(lambda: reading(outer))
     assert told.closed == ["outer", "inner"]
 
 
@@ -116,23 +114,14 @@ async def test_what_a_generator_uses_is_open_while_it_cleans_up(told: Told) -> N
                 told.closed.append(f"query, connection {sent}")
                 raise
 
-    async def work() -> None:
-        async for _ in query():
-            await asyncio.sleep(60)
-
-    await halted(work)
+    await halted(lambda: reading(query))
     assert told.closed == ["query, connection ['open']", "connection"]
 
 
 async def test_what_someone_else_holds_stays_open(told: Told) -> None:
     feed = told.rows("feed")
     assert await anext(feed) == 0
-
-    async def work() -> None:
-        async for _ in feed:
-            await asyncio.sleep(60)
-
-    await halted(work)
+    await halted(lambda: reading(lambda: feed))
     assert told.closed == []
     assert await anext(feed) == 2
     async for _ in feed:
@@ -220,16 +209,12 @@ async def test_an_error_passes(told: Told) -> None:
 
 
 async def test_nothing_is_left_to_the_collector(told: Told) -> None:
-    async def work() -> None:
-        async for _ in told.rows():
-            await asyncio.sleep(60)
-
-    await halted(work)
+    await halted(lambda: reading(told.rows))
     gc.collect()
     gc.disable()
     try:
         for _ in range(20):
-            await halted(work)
+            await halted(lambda: reading(told.rows))
         assert gc.collect() == 0
     finally:
         gc.enable()

@@ -31,6 +31,7 @@ from strands import Agent, tool
 from strands.models import BedrockModel
 from strands.types.exceptions import ContextWindowOverflowException, ModelThrottledException
 
+from haltline import bedrock
 from haltline.agent import AgentSource
 from haltline.bedrock import RunStopped, StoppableBedrockModel, close_connections
 from haltline.runs import StopReason, StopToken, live_token
@@ -367,6 +368,51 @@ async def test_a_token_that_fires_ends_the_call_in_another_event_loop(make: Make
     await thread
     assert closed["at"] - at < 1
     assert [type(error) for error in raised] == [RunStopped]
+
+
+class PromptLoop:
+    """A call's loop whose thread has its turn, and ends the call, before whoever stops it goes on."""
+
+    def __init__(self, loop: Any, ended: threading.Event) -> None:
+        self._loop, self._ended = loop, ended
+
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(callback)
+        assert self._ended.wait(SOON)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+async def test_a_stop_whose_connection_is_closed_by_its_own_thread_first(
+    make: Make, run: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, loop, ended = StopToken(), asyncio.get_running_loop(), threading.Event()
+    begin = bedrock._Call.__init__
+
+    def begin_promptly(call: Any, *args: Any) -> None:
+        begin(call, *args)
+        call._loop = PromptLoop(call._loop, ended)
+
+    monkeypatch.setattr(bedrock._Call, "__init__", begin_promptly)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        model = make(url=f"https://127.0.0.1:{server.getsockname()[1]}")
+
+        def call() -> None:
+            with contextlib.suppress(RunStopped):
+                run(said(model, "hello"))
+            ended.set()
+
+        live_token.set(token)
+        thread = asyncio.create_task(asyncio.to_thread(call))
+        peer, _ = await loop.sock_accept(server)
+        with peer:
+            peer.setblocking(False)
+            assert await loop.sock_recv(peer, 65536)  # it begins the handshake
+            token.stop(StopReason.USER)
+            await thread
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])

@@ -265,7 +265,11 @@ class _Call:
         with suppress(RuntimeError):  # that loop has ended, and the call with it
             self._loop.call_soon_threadsafe(self._end)
         if self._own_client and self._made is not None:  # that thread may get its turn only some ms later
-            with suppress(OSError), socket.socket(fileno=os.dup(self._made.get_extra_info("socket").fileno())) as own:
+            # Where that thread was faster it is closed by now, and under uvloop there is no socket any more.
+            with (
+                suppress(OSError, AttributeError),
+                socket.socket(fileno=os.dup(self._made.get_extra_info("socket").fileno())) as own,
+            ):
                 own.shutdown(socket.SHUT_RDWR)
 
     def _look(self) -> None:

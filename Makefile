@@ -123,6 +123,7 @@ compile-locks: $(UV)
 	$(COMPILE) pyproject.toml --extra local --extra dev -o build/locks/dev.txt
 	$(COMPILE) pyproject.toml --extra local -c build/locks/dev.txt -o build/locks/local.txt
 	$(COMPILE) pyproject.toml -c build/locks/dev.txt -o build/locks/runtime.txt
+	$(COMPILE) pyproject.toml --extra aws -c build/locks/dev.txt -o build/locks/lambda.txt
 	$(COMPILE) requirements/model.in --no-deps -o build/locks/model.txt
 	$(COMPILE) requirements/uv.in -o build/locks/uv.txt
 
@@ -130,7 +131,7 @@ compile-locks: $(UV)
 lock-check: $(UV)
 	@rm -rf build/locks && mkdir -p build/locks && cp requirements/*.txt build/locks/
 	@$(MAKE) --no-print-directory compile-locks
-	@for f in dev local runtime model uv; do diff -q build/locks/$$f.txt requirements/$$f.txt >/dev/null \
+	@for f in dev local runtime lambda model uv; do diff -q build/locks/$$f.txt requirements/$$f.txt >/dev/null \
 	  || { echo "requirements/$$f.txt does not match pyproject.toml: run 'make lock'"; exit 1; }; done
 	@! grep -nE 'https?://' requirements/*.txt || { echo "a lock records a download address"; exit 1; }
 	@echo "locks in step"

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 FILE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 REPLICAS = {name: service for name, service in FILE["services"].items() if name.startswith("backend")}
 NGINX = (ROOT / "local" / "nginx.conf").read_text(encoding="utf-8")
-# Where REDIS_URL says it all; and what is not available yet.
-REDIS = {"REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_CLUSTER", "REDIS_AUTH", "SESSION_BUCKET"}
+# Where REDIS_URL says it all.
+REDIS = {"REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_USERNAME", "REDIS_CACHE_NAME"}
 
 
 @pytest.mark.parametrize("name", sorted({name.upper() for name in Settings.model_fields} - REDIS))

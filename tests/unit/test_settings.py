@@ -209,10 +209,6 @@ def test_a_value_of_another_kind_is_not_shown() -> None:
     [
         pytest.param("AUTH", "api-keys", id="api keys"),
         pytest.param("AUTH", "jwt", id="jwt"),
-        pytest.param("AUTH", "apigateway", id="apigateway"),
-        pytest.param("SESSION_STORE", "s3", id="s3"),
-        pytest.param("REDIS_AUTH", "iam", id="iam"),
-        pytest.param("REDIS_CLUSTER", "true", id="cluster"),
         pytest.param("MAX_LIVE_RUNS", "2", id="live runs"),
         pytest.param("REQUESTS_PER_MINUTE", "60", id="requests"),
     ],
@@ -224,6 +220,54 @@ def test_what_is_not_there_yet_is_refused_and_never_ignored(
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=rf"^{variable}=.* is not available in this release; use {variable}="):
         read_settings()
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        pytest.param({"SESSION_STORE": "s3"}, "SESSION_STORE=s3 and SESSION_BUCKET belong together", id="no bucket"),
+        pytest.param({"SESSION_BUCKET": "b"}, "SESSION_STORE=s3 and SESSION_BUCKET belong together", id="no s3"),
+        pytest.param({"REDIS_CLUSTER": "true", "REDIS_DB": "1"}, "REDIS_DB=1: a cluster", id="cluster"),
+        pytest.param({"REDIS_AUTH": "password"}, "REDIS_AUTH=password needs REDIS_PASSWORD", id="no password"),
+        pytest.param({"REDIS_PASSWORD": "hunter2"}, "REDIS_PASSWORD is set but REDIS_AUTH=none", id="password unused"),
+        pytest.param({"REDIS_AUTH": "iam"}, "REDIS_AUTH=iam needs REDIS_USERNAME", id="no user"),
+        pytest.param(
+            {"REDIS_AUTH": "iam", "REDIS_USERNAME": "u"}, "REDIS_AUTH=iam needs REDIS_CACHE_NAME", id="no cache"
+        ),
+        pytest.param(
+            {"REDIS_AUTH": "iam", "REDIS_USERNAME": "u", "REDIS_CACHE_NAME": "c", "REDIS_URL": "redis://h"},
+            "REDIS_AUTH=iam needs TLS; write REDIS_URL=rediss://",
+            id="no tls",
+        ),
+        pytest.param({"AUTH": "apigateway"}, "AUTH=apigateway is for Lambda", id="not on lambda"),
+    ],
+)
+def test_settings_that_belong_together_are_told(
+    environment: dict[str, str], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as error:
+        read_settings()
+    assert str(error.value).startswith(line)
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        pytest.param({"SESSION_STORE": "s3", "SESSION_BUCKET": "b"}, id="s3"),
+        pytest.param({"REDIS_CLUSTER": "true", "REDIS_AUTH": "password", "REDIS_PASSWORD": "p"}, id="cluster"),
+        pytest.param(
+            {"REDIS_AUTH": "iam", "REDIS_USERNAME": "u", "REDIS_CACHE_NAME": "c", "REDIS_URL": "rediss://h"}, id="iam"
+        ),
+        pytest.param({"AUTH": "apigateway", "AWS_LAMBDA_FUNCTION_NAME": "chat"}, id="on lambda"),
+    ],
+)
+def test_settings_that_belong_together_are_taken(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    read_settings()
 
 
 # ---- the public address
@@ -275,7 +319,7 @@ def test_a_wrong_secret_is_named_and_not_shown(variable: str, value: str, monkey
     assert error.value.__cause__ is None  # a traceback would show the value
 
 
-@pytest.mark.parametrize("variable", ["API_KEYS", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS", "SESSION_BUCKET"])
+@pytest.mark.parametrize("variable", ["API_KEYS", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS"])
 def test_what_this_release_cannot_do_is_not_ignored(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, SECRET)
     with pytest.raises(SettingsError) as error:

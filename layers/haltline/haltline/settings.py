@@ -5,6 +5,7 @@ CONFIGURATION.md says what each one means to a user.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import sys
@@ -77,6 +78,9 @@ class Settings(BaseSettings):
     redis_db: int = Field(0, ge=0)
     redis_cluster: bool = False
     redis_auth: Literal["none", "password", "iam"] = "none"
+    redis_username: str | None = None
+    redis_password: SecretStr | None = None
+    redis_cache_name: str | None = None
 
     model_provider: Annotated[str, AfterValidator(_provider)] = "bedrock"
     aws_region: str = "us-west-2"
@@ -90,6 +94,7 @@ class Settings(BaseSettings):
     session_store: Literal["file", "s3"] = "file"
     session_dir: Path = Path("data/sessions")
     session_bucket: str | None = None
+    event_bus: str | None = None
 
     stop_signal_ttl: int = Field(3600, ge=1, le=30 * 86400)
     stop_poll_interval: Seconds = Field(0.1, gt=0, le=60)
@@ -125,11 +130,15 @@ class Settings(BaseSettings):
                 f"AUTH=none on the public address HOST={self.host} is refused: "
                 "bind 127.0.0.1, or set AUTH_ALLOW_PUBLIC=1"
             )
+        if (self.session_store == "s3") != (self.session_bucket is not None):
+            raise ValueError("SESSION_STORE=s3 and SESSION_BUCKET belong together; set both or neither")
+        self._check_redis_auth()
+        if self.auth == "apigateway" and not on_lambda():
+            raise ValueError(
+                "AUTH=apigateway is for Lambda: its claims come from API Gateway, which is not in front here"
+            )
         for name, value, usable in (
-            ("AUTH", self.auth, "none"),
-            ("SESSION_STORE", self.session_store, "file"),
-            ("REDIS_AUTH", self.redis_auth, "none"),
-            ("REDIS_CLUSTER", self.redis_cluster, False),
+            ("AUTH", self.auth if self.auth != "apigateway" else "none", "none"),
             ("MAX_LIVE_RUNS", self.max_live_runs, 0),
             ("REQUESTS_PER_MINUTE", self.requests_per_minute, 0),
         ):
@@ -137,10 +146,22 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"{name}={str(value).lower()} is not available in this release; use {name}={str(usable).lower()}"
                 )
-        for name in ("API_KEYS", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS", "SESSION_BUCKET"):
+        for name in ("API_KEYS", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS"):
             if getattr(self, name.lower()) is not None:  # a protection that is asked for must not be missing silently
                 raise ValueError(f"{name} is not available in this release; leave it unset")
         return self
+
+    def _check_redis_auth(self) -> None:
+        if self.redis_cluster and self.redis_db:
+            raise ValueError(f"REDIS_DB={self.redis_db}: a cluster (REDIS_CLUSTER=true) has database 0 only")
+        needed = {"none": (), "password": ("REDIS_PASSWORD",), "iam": ("REDIS_USERNAME", "REDIS_CACHE_NAME")}
+        for name in needed[self.redis_auth]:
+            if not getattr(self, name.lower()):
+                raise ValueError(f"REDIS_AUTH={self.redis_auth} needs {name}; set it")
+        if self.redis_auth == "none" and self.redis_password:  # it would not be used, and nobody would know
+            raise ValueError("REDIS_PASSWORD is set but REDIS_AUTH=none does not use it; set REDIS_AUTH=password")
+        if self.redis_auth == "iam" and not self.redis_address.startswith("rediss://"):
+            raise ValueError("REDIS_AUTH=iam needs TLS; write REDIS_URL=rediss://…")
 
     @staticmethod
     def _is_loopback(host: str) -> bool:
@@ -167,6 +188,11 @@ class Settings(BaseSettings):
     def allowed_origins(self) -> list[str]:
         """CORS_ORIGINS as a list; empty means closed."""
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
+
+def on_lambda() -> bool:
+    """Whether this process is a Lambda function's: Lambda sets this variable, and nothing else does."""
+    return bool(os.environ.get("AWS_LAMBDA_FUNCTION_NAME"))
 
 
 def read_settings(**overrides: Any) -> Settings:
@@ -203,7 +229,7 @@ def _line(error: Any) -> str:
     value = error.get("input")
     shown = (
         ""
-        if name in ("REDIS_URL", "REDIS_AUTH", "API_KEYS") or not isinstance(value, str | int | float)
+        if name in ("REDIS_URL", "REDIS_PASSWORD", "API_KEYS") or not isinstance(value, str | int | float)
         else f"={str(value)[:60]!r}"
     )
     return f"{name}{shown}: {message[:1].lower()}{message[1:]}"

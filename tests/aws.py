@@ -81,3 +81,33 @@ def running_aws() -> Iterator[Aws]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class Canned:
+    """A server that gives everyone the same answer, or none."""
+
+    def __init__(self, answer: bytes | None) -> None:
+        self._answer, self._socket, self.asked = answer, socket.create_server(("127.0.0.1", 0)), 0
+        self._taken: list[socket.socket] = []
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:
+                return
+            self._taken.append(client)
+            if self._answer is not None:
+                client.recv(65536)
+                self.asked += 1
+                client.sendall(self._answer)
+                client.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # closed already
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        for client in self._taken:
+            client.close()

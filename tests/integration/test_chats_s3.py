@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +17,7 @@ from haltline.bootstrap import check_bucket, make_resources
 from haltline.chats import UNREADABLE, ChatDocument, ChatStoreError, VersionConflict
 from haltline.chats_s3 import S3ChatStore
 from haltline.settings import Settings, SettingsError
-from tests.aws import REGION, Aws
+from tests.aws import REGION, Aws, Canned
 from tests.integration.test_chats import RUN, chat, contents, texts
 from tests.stack import Stack, running_stack
 
@@ -263,53 +260,9 @@ async def test_a_profile_that_is_not_there(aws: Aws, bucket: str, monkeypatch: p
     await S3ChatStore(bucket, REGION).scan()
 
 
-class Canned:
-    """A server that gives everyone the same answer, or none."""
-
-    def __init__(self, answer: bytes | None) -> None:
-        self._answer, self._socket, self.asked = answer, socket.create_server(("127.0.0.1", 0)), 0
-        self._taken: list[socket.socket] = []
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                client, _ = self._socket.accept()
-            except OSError:
-                return
-            self._taken.append(client)
-            if self._answer is not None:
-                client.recv(65536)
-                self.asked += 1
-                client.sendall(self._answer)
-                client.close()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # closed already
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        for client in self._taken:
-            client.close()
-
-
 def refusal(status: str, code: str) -> bytes:
     body = f"<Error><Code>{code}</Code><Message>arn:aws:secret</Message></Error>"
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
-
-
-@pytest.fixture
-def canned(monkeypatch: pytest.MonkeyPatch, aws: Aws) -> Iterator[Callable[[bytes | None], Canned]]:
-    servers: list[Canned] = []
-
-    def serve(answer: bytes | None) -> Canned:
-        servers.append(Canned(answer))
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", servers[-1].url)
-        return servers[-1]
-
-    yield serve
-    for server in servers:
-        server.close()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from haltline.announcements import Announcements
 from haltline.chat_index import ChatIndex
 from haltline.chats import ChatStore, ChatStoreError, FileChatStore
 from haltline.chats_s3 import S3ChatStore
@@ -35,7 +36,8 @@ def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources
         from haltline.agent import AgentSource  # Strands takes a second to import
 
         agents = AgentSource(settings)
-        resources.runs = Runner(Deps(bus, store, index, agents, resources.metrics, settings.run_timeout))
+        deps = Deps(bus, store, index, agents, resources.metrics, settings.run_timeout, _make_announcements(resources))
+        resources.runs = Runner(deps)
     return resources
 
 
@@ -48,6 +50,13 @@ def _make_store(settings: Settings) -> ChatStore:
     except ChatStoreError as error:
         raise SettingsError(f"SESSION_DIR={settings.session_dir}: {error}") from error
     return store
+
+
+def _make_announcements(resources: Resources) -> Announcements | None:
+    settings = resources.settings
+    if not settings.event_bus:
+        return None
+    return Announcements(settings.event_bus, settings.aws_region, settings.replica_name, resources.metrics)
 
 
 def check_bucket(resources: Resources) -> None:

@@ -71,7 +71,7 @@ def canned(monkeypatch: pytest.MonkeyPatch, aws: Aws) -> Iterator[Callable[[byte
     def serve(answer: bytes | None) -> Canned:
         servers.append(Canned(answer))
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", servers[-1].url)
-        monkeypatch.setenv("AWS_ENDPOINT_URL_EVENTS", servers[-1].url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_EVENTBRIDGE", servers[-1].url)
         return servers[-1]
 
     yield serve

@@ -176,7 +176,7 @@ async def _start(child: Child) -> None:
 async def _forget_list(url: str) -> None:
     """The files may have been served beside another Redis since this one's list of chats was made."""
     from haltline.chat_index import forget
-    from haltline.redis_bus import connect
+    from haltline.redis_connection import connect
 
     client = connect(url, connections=1)
     await forget(client)
@@ -187,7 +187,7 @@ async def _check_redis(url: str) -> None:
     """Raises: CannotStart when no Redis answers there within a few seconds."""
     from redis.exceptions import RedisError
 
-    from haltline.redis_bus import connect
+    from haltline.redis_connection import connect
 
     parts = urlsplit(url)
     place = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"  # never the password

@@ -22,7 +22,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 Address = tuple[str, int]
 
 REDIRECTIONS = 5  # of one command, while slots move
-_UNKNOWN = ("", "?")  # how a node says that it has the name by which it was asked
+_UNKNOWN = (None, "", "?")  # how a node says that it has the name by which it was asked
 _OF_ALL_NODES = ("PING", "SCRIPT LOAD")
 
 
@@ -155,12 +155,12 @@ class ClusterRedis(Redis):
         nodes = sorted({self._seed: 0, **dict.fromkeys(self._clients, 0)}, key=lambda node: node == self._failed)
         for last, node in enumerate(nodes, 1 - len(nodes)):
             try:
-                found = await self._client(node).execute_command("CLUSTER SLOTS", current_host=node[0])
+                found = await self._client(node).execute_command("CLUSTER SLOTS")
             except (RedisError, OSError):
                 if last == 0:
                     raise
                 continue
-            held = sorted((start, end, part["primary"]) for (start, end), part in found.items())
+            held = sorted((start, end, primary[:2]) for start, end, primary, *_ in found)
             self._starts = [start for start, _, _ in held]
             self._ranges = [(end, (node[0] if host in _UNKNOWN else host, port)) for _, end, (host, port) in held]
             self._stale, self._failed = False, None

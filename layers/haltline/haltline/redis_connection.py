@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.connection import AbstractConnection, parse_url
+from redis.asyncio.connection import AbstractConnection, RedisSSLContext, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
@@ -64,7 +65,9 @@ class _Tcp(_Aging, Connection):
 
 
 class _Tls(_Aging, SSLConnection):
-    pass
+    def __init__(self, *, context: RedisSSLContext, **options: Any) -> None:
+        super().__init__(**options)
+        self.ssl_context = context  # one for all: each would read the machine's certificates, which takes 20 ms
 
 
 class _Unix(_Aging, UnixDomainSocketConnection):
@@ -72,6 +75,15 @@ class _Unix(_Aging, UnixDomainSocketConnection):
 
 
 _CLASSES: dict[Any, type[_Aging]] = {SSLConnection: _Tls, UnixDomainSocketConnection: _Unix}
+
+
+@cache
+def _context(url: str) -> RedisSSLContext:
+    """What a rediss:// URL says of TLS, read. Raises: OSError, RedisError."""
+    told: dict[str, Any] = {name: value for name, value in parse_url(url).items() if name.startswith("ssl_")}
+    context: RedisSSLContext = SSLConnection(**told).ssl_context
+    context.get()
+    return context
 
 
 def connect(
@@ -96,7 +108,7 @@ def connect(
         connections: at most this many to a server; a further command waits for one as long as a reply may take.
 
     Raises:
-        ValueError: the URL says what cannot be used, or what contradicts the rest.
+        ValueError: the URL says what cannot be used, or what contradicts the rest; a file that it names cannot be read.
     """
     where: dict[str, Any] = {**parse_url(url)}
     if credentials and (where.get("username") or where.get("password")):
@@ -125,9 +137,11 @@ def connect(
     def client(**address: Any) -> Redis:
         return Redis.from_pool(BlockingConnectionPool(**{**options, **address}))
 
-    made = client()
-    try:  # what is no option of a connection would else be found at the first command
+    try:  # here, or the first command would find out
+        if options["connection_class"] is _Tls:
+            options["context"] = _context(url)
+        made = client()
         made.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-    except (TypeError, RedisError) as error:
+    except (TypeError, RedisError, OSError) as error:
         raise ValueError(str(error).rpartition("__init__() ")[2]) from error
     return ClusterRedis((where.get("host", "localhost"), where.get("port", 6379)), client) if cluster else made

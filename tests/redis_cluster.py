@@ -119,6 +119,10 @@ class Operator(RedisCluster):
                 found[name] = {"calls": values["calls"] + found.get(name, {"calls": 0})["calls"]}
         return found
 
+    async def config_resetstat(self) -> None:  # type: ignore[override]
+        """On all nodes."""
+        await super().config_resetstat(target_nodes="all")
+
     async def client_kill_filter(self, **which: Any) -> None:  # type: ignore[override]
         """Close connections to all nodes."""
         for node in (await self.initialize()).get_nodes():

@@ -1,4 +1,4 @@
-"""The suite of the bus once more, on clusters, as a user who may do only what the access string says."""
+"""The suite of the bus once more on a cluster of three nodes with TLS, as a user with the access string."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 from redis.crc import key_slot
 
 from haltline import redis_scripts as scripts
-from tests.integration.conftest import Lone, Way
+from tests.integration.conftest import Way
 from tests.integration.test_signal_bus import *  # noqa: F403
 from tests.integration.test_signal_bus import commands, done, new_run, spent
 from tests.redis_cluster import Cluster, Operator, running_cluster
 
-KINDS = {"three nodes of Redis, TLS": (3, "redis"), "one node of Redis, TLS": (1, "redis"), "Valkey": (1, "valkey")}
+# They need a Redis of their own: test_bus_on_one_node.py has them.
+del test_every_verb_says_that_the_bus_is_gone, test_a_run_that_nobody_could_stop_any_more  # noqa: F821
 
 
-@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    count, engine = request.param
-    with running_cluster(tmp_path_factory.mktemp("cluster"), count, engine=engine) as running:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as running:
         yield running
 
 
@@ -37,12 +37,6 @@ async def redis(cluster: Cluster) -> AsyncIterator[Operator]:
     await operator.aclose()
 
 
-@pytest.fixture
-def lone(tmp_path: Any) -> Iterator[Lone]:
-    with running_cluster(tmp_path, 1) as running:
-        yield Lone(running.way, running.end)
-
-
 async def test_many_runs_share_pulses_and_looks(make_bus: Any, redis: Operator, chat: str) -> None:
     """A look is one command for the runs of a slot."""
     bus = await make_bus()
@@ -52,4 +46,5 @@ async def test_many_runs_share_pulses_and_looks(make_bus: Any, redis: Operator, 
     await bus.watch.look()
     slots = {key_slot(scripts.mailbox_key(run.chat_id).encode()) for run in runs}
     assert await spent(redis, before) == {"mget": len(slots)}
+    assert len(await bus.live_among(run.chat_id for run in runs)) == len(runs)
     await asyncio.gather(*(bus.end(r, done(r)) for r in runs))

@@ -130,8 +130,13 @@ class Operator(RedisCluster):
 
 
 @contextlib.contextmanager
-def running_cluster(directory: Path, count: int = 3, *, engine: str = "redis") -> Iterator[Cluster]:
-    """`count` primaries; one of them looks as ElastiCache Serverless does. `engine`: redis, with TLS, or valkey."""
+def running_cluster(
+    directory: Path, count: int = 3, *, engine: str = "redis", announced: int | None = None
+) -> Iterator[Cluster]:
+    """`count` primaries; one of them looks as ElastiCache Serverless does.
+
+    `engine`: redis, with TLS, or valkey. `announced`: the port at which the nodes say they are.
+    """
     if engine == "redis":
         needs_redis()
     certificate, key = self_signed(directory) if engine == "redis" else (None, None)
@@ -139,7 +144,7 @@ def running_cluster(directory: Path, count: int = 3, *, engine: str = "redis") -
     cluster = Cluster(certificate)
     try:
         for n in range(count):
-            cluster.nodes.append(start_node(str(program), directory / f"node{n}", certificate, key))
+            cluster.nodes.append(start_node(str(program), directory / f"node{n}", certificate, key, announced))
         join(cluster)
         cluster.grant()
         yield cluster
@@ -147,7 +152,9 @@ def running_cluster(directory: Path, count: int = 3, *, engine: str = "redis") -
         cluster.end()
 
 
-def start_node(program: str, directory: Path, certificate: Path | None, key: Path | None) -> Node:
+def start_node(
+    program: str, directory: Path, certificate: Path | None, key: Path | None, announced: int | None
+) -> Node:
     directory.mkdir()
     port, bus_port = free_port(), free_port()
     options = {
@@ -156,11 +163,14 @@ def start_node(program: str, directory: Path, certificate: Path | None, key: Pat
         "cluster-enabled": "yes",
         "cluster-port": bus_port,
         "cluster-node-timeout": 5000,
+        "cluster-require-full-coverage": "no",
         "dir": directory,
         "save": '""',
         "appendonly": "no",
         "loglevel": "notice",
     }
+    if announced:
+        options["cluster-announce-tls-port" if certificate else "cluster-announce-port"] = announced
     if certificate:
         options |= {
             "tls-port": port,

@@ -69,20 +69,24 @@ class Watch:
 
     def start(self) -> None:
         """Start listening, pulsing and looking."""
-        self._tasks = {asyncio.create_task(t()) for t in (self._beat, self._poll)}
         self._start_listening()
+        self._keep(asyncio.create_task(self._beat()))
+        self._keep(asyncio.create_task(self._poll()))
 
     def renew(self) -> None:
         """Subscribe anew. Until that stands, whoever needs to be heard waits for it."""
-        if self._listening:
-            self._listening.cancel()
+        if old := self._listening:
             self._start_listening()
+            self._keep(asyncio.create_task(_end(old)))
 
     def _start_listening(self) -> None:
         self._standing.clear()
-        self._listening = asyncio.create_task(self._listen())
-        self._tasks.add(self._listening)
-        self._listening.add_done_callback(self._tasks.discard)
+        self._listening = self._keep(asyncio.create_task(self._listen()))
+
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
         """End the three tasks and the connections of the subscription."""
@@ -180,7 +184,8 @@ class Watch:
     async def _listen(self) -> None:
         while True:
             await self._try("subscription", self._hear())
-            self._standing.clear()
+            if asyncio.current_task() is self._listening:  # else another one may stand by now
+                self._standing.clear()
             await asyncio.sleep(RECONNECT_AFTER[min(self._failures, len(RECONNECT_AFTER) - 1)])
             self._failures += 1
 
@@ -193,7 +198,8 @@ class Watch:
                     message = await pubsub.get_message(timeout=None)
                     if message is not None and message["type"] == "subscribe":
                         self._failures = 0
-                        self._standing.set()
+                        if asyncio.current_task() is self._listening:
+                            self._standing.set()
                         await self.look()  # what was stored while nobody listened
                     elif message is not None and message["type"] == "message":
                         self._heard(json.loads(message["data"]))
@@ -216,6 +222,10 @@ class Watch:
             logger.warning("error=<{}> | the signal bus does not answer: {}", error, what)
         except Exception:
             logger.exception("doing=<{}> | the signal bus said what cannot be read", what)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    await cancelled(task, within=CLOSE_TIMEOUT)
 
 
 def as_text(value: Any) -> str | None:

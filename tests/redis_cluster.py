@@ -51,6 +51,10 @@ class Node:
     admin: redis.Redis
     log: Path
 
+    def errors(self, kind: str) -> int:
+        """How often it has answered with that error."""
+        return int(self.admin.info("errorstats").get(f"errorstat_{kind}", {"count": 0})["count"])
+
     def end(self) -> None:
         self.admin.close()
         self.process.kill()

@@ -9,19 +9,21 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError, RedisError
+from redis.exceptions import AskError, MovedError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Address = tuple[str, int]
 
-REDIRECTIONS = 5  # of one command, while slots move
+REFUSALS = 20  # of one command, while slots move
+TRY_AGAIN = 0.05  # seconds
 _UNKNOWN = (None, "", "?")  # how a node says that it has the name by which it was asked
 _OF_ALL_NODES = ("PING", "SCRIPT LOAD")
 
@@ -57,16 +59,7 @@ class ClusterRedis(Redis):
             nodes = {address for _, address in self._ranges}
             return (await asyncio.gather(*(self._ask(node, *args, **options) for node in nodes)))[0]
         key = args[3] if args[0] == "EVALSHA" else args[1] if len(args) > 1 else ""
-        node = self._holder(_slot(key))
-        for _ in range(REDIRECTIONS):
-            try:
-                return await self._ask(node, *args, **options)
-            except MovedError as error:
-                self._stale = True
-                node = self._named(error, node)
-            except AskError as error:
-                return await self._ask(self._named(error, node), *args, asking=True, **options)
-        raise RedisConnectionError(f"{args[0]} was sent from node to node")
+        return await self._send(_slot(key), *args, **options)
 
     def pubsub(self, **options: Any) -> PubSub:
         """Subscribe through a node; through another one each time, for one may be gone. A cluster tells all of them."""
@@ -88,14 +81,36 @@ class ClusterRedis(Redis):
             self._clients[node] = self._make_client(host=node[0], port=node[1])
         return self._clients[node]
 
+    async def _send(self, slot: int, *args: Any, **options: Any) -> Any:
+        """Ask who holds the slot, and whoever a refusal names."""
+        node, asking = self._holder(slot), False
+        for _ in range(REFUSALS):
+            try:
+                return await self._ask(node, *args, asking=asking, **options)
+            except MovedError as error:
+                self._stale = True
+                node, asking = self._named(error, node), False
+            except AskError as error:
+                node, asking = self._named(error, node), True
+            except TryAgainError:  # some of the keys are at one node, some at the other
+                await asyncio.sleep(TRY_AGAIN)
+                node, asking = self._holder(slot), False
+        raise RedisConnectionError(f"slot {slot} of the cluster is on the move")
+
     async def _ask(self, node: Address, *args: Any, asking: bool = False, **options: Any) -> Any:
         client = self._client(node)
-        try:
+        with self._noting(node):
             if not asking:
                 return await client.execute_command(*args, **options)
             async with client.client() as one:  # the permission is that of the connection, for its next command
                 await one.execute_command("ASKING")
                 return await one.execute_command(*args, **options)
+
+    @contextmanager
+    def _noting(self, node: Address) -> Iterator[None]:
+        """Where a node does not answer, ask anew who holds what: others first."""
+        try:
+            yield
         except (RedisConnectionError, RedisTimeoutError, OSError):
             self._stale, self._failed = True, node
             raise
@@ -113,21 +128,14 @@ class ClusterRedis(Redis):
     async def _mget_of(
         self, node: Address, keys: Sequence[str], slots: dict[int, list[int]], values: list[Any]
     ) -> None:
-        async with self._client(node).pipeline(transaction=False) as pipe:
-            for places in slots.values():
-                pipe.mget([keys[i] for i in places])
-            try:
+        with self._noting(node):
+            async with self._client(node).pipeline(transaction=False) as pipe:
+                for places in slots.values():
+                    pipe.mget([keys[i] for i in places])
                 found = await pipe.execute(raise_on_error=False)
-            except (RedisConnectionError, RedisTimeoutError, OSError):
-                self._stale, self._failed = True, node
-                raise
-        for places, part in zip(slots.values(), found, strict=True):
-            wanted = [keys[i] for i in places]
-            if isinstance(part, MovedError):
-                self._stale = True
-                part = await self._ask(self._named(part, node), "MGET", *wanted)
-            elif isinstance(part, AskError):
-                part = await self._ask(self._named(part, node), "MGET", *wanted, asking=True)
+        for (slot, places), part in zip(slots.items(), found, strict=True):
+            if isinstance(part, AskError | TryAgainError):
+                part = await self._send(slot, "MGET", *(keys[i] for i in places))
             elif isinstance(part, Exception):
                 raise part
             for i, value in zip(places, part, strict=True):

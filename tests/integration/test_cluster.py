@@ -13,6 +13,7 @@ from redis.crc import key_slot
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from haltline import redis_scripts as scripts
+from haltline.cache_auth import CacheCredentials
 from haltline.chat_index import ChatIndex, forget
 from haltline.redis_bus import RedisBus
 from haltline.redis_connection import connect
@@ -21,7 +22,7 @@ from haltline.signals import BusUnavailable
 from tests.integration.access_string import COMMANDS
 from tests.integration.conftest import Way
 from tests.integration.test_signal_bus import SOON, begun, done, fired, now_ms
-from tests.redis_cluster import SLOTS, Cluster, Node, running_cluster
+from tests.redis_cluster import SLOTS, USER, Cluster, Node, running_cluster
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +263,21 @@ async def test_another_password_is_asked_for_when_a_connection_is_opened(make_bu
         provider.told = (provider.told[0], "the next one")
         await bus.ping()
         await bus.stop(run.chat_id, Arrival())
+        assert await fired(run) is StopReason.USER
+        await bus.end(run, done(run))
+    finally:
+        cluster.grant()
+
+
+async def test_a_token_of_iam_is_a_password(make_bus: Any, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "for/a+test=")
+    provider = CacheCredentials(USER, "a-cache", "eu-central-1")
+    cluster.grant(password=provider.get_credentials()[1])
+    try:
+        bus, other = [await make_bus(name, way=cluster.way | {"credentials": provider}) for name in "ab"]
+        run = await begun(bus, chat_of(0, "token"))
+        await other.stop(run.chat_id, Arrival())
         assert await fired(run) is StopReason.USER
         await bus.end(run, done(run))
     finally:

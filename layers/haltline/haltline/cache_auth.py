@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import cache
 from typing import Any
 from urllib.parse import urlencode
 
@@ -24,18 +25,7 @@ class CacheCredentials(CredentialProvider):
     def __init__(self, user: str, cache_name: str, region: str) -> None:
         """Nothing is imported or signed here. `cache_name`: of a serverless cache."""
         self._user, self._cache, self._region = user, cache_name.lower(), region
-        self._session: Any = None
         self._token, self._signed_at = "", float("-inf")
-
-    def prepare(self) -> None:
-        """Import what signs and find the AWS credentials; else the first connection does, for 0.2 s."""
-        if self._session is None:
-            import botocore.auth
-            import botocore.awsrequest
-            import botocore.session
-
-            self._session = botocore.session.get_session()
-            self._session.get_credentials()
 
     def get_credentials(self) -> tuple[str, str]:
         """User and token. May block: where AWS credentials have to be fetched.
@@ -54,13 +44,12 @@ class CacheCredentials(CredentialProvider):
         return await asyncio.to_thread(self.get_credentials)
 
     def _sign(self) -> str:
-        self.prepare()
         from botocore.auth import SigV4QueryAuth
         from botocore.awsrequest import AWSRequest
         from botocore.exceptions import BotoCoreError
 
         try:
-            credentials = self._session.get_credentials()
+            credentials = _session().get_credentials()
             if credentials is None:
                 raise AuthenticationError("REDIS_AUTH=iam: no AWS credentials were found")
             frozen = credentials.get_frozen_credentials()  # renewed where they are about to expire
@@ -70,3 +59,15 @@ class CacheCredentials(CredentialProvider):
         request = AWSRequest(method="GET", url=f"https://{self._cache}/?{urlencode(what)}")
         SigV4QueryAuth(frozen, "elasticache", self._region, expires=EXPIRES).add_auth(request)
         return str(request.url).removeprefix("https://")
+
+
+def prepare() -> None:
+    """Import now what signs, as for a snapshot of the process; else the first connection does. Reads no credentials."""
+    _session()
+
+
+@cache
+def _session() -> Any:
+    import botocore.session  # heavy, and needed with REDIS_AUTH=iam alone
+
+    return botocore.session.get_session()

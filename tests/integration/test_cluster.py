@@ -21,7 +21,7 @@ from haltline.runs import Arrival, StopReason, new_run_id
 from haltline.signals import BusUnavailable
 from tests.integration.access_string import COMMANDS
 from tests.integration.conftest import Way
-from tests.integration.test_signal_bus import SOON, begun, done, fired, now_ms
+from tests.integration.test_signal_bus import SOON, begun, done, fired, new_run, now_ms
 from tests.redis_cluster import SLOTS, USER, Cluster, Node, running_cluster
 
 
@@ -45,11 +45,11 @@ async def client(cluster: Cluster) -> AsyncIterator[Redis]:
 
 def chat_of(node: int, prefix: str = "moves") -> str:
     """A chat whose slot the node holds while nothing has moved."""
-    return next(
-        chat
-        for n in range(1000)
-        if key_slot(scripts.mailbox_key(chat := f"{prefix}-{n}").encode()) * 3 // SLOTS == node
-    )
+    return next(chat for n in range(1000) if node_of(scripts.mailbox_key(chat := f"{prefix}-{n}")) == node)
+
+
+def node_of(key: str) -> int:
+    return key_slot(key.encode()) * 3 // SLOTS
 
 
 # ---- slots that move
@@ -101,33 +101,31 @@ async def test_a_node_without_the_scripts_is_given_them(make_bus: Any, cluster: 
 # ---- a node that dies
 
 
-async def test_the_other_nodes_are_used_when_one_dies(tmp_path: Path) -> None:
+async def test_the_other_nodes_are_used_when_one_dies(make_bus: Any, tmp_path: Path) -> None:
     """Also when it is the one whose address was given, for commands and for the subscription."""
     with running_cluster(tmp_path) as cluster:
-        client = connect(**cluster.way)
-        keys = [scripts.mailbox_key(chat_of(n)) for n in range(3)]
-        assert await client.mget(keys) == [None] * 3
-        cluster.nodes[0].process.kill()
-        cluster.nodes[0].process.wait()
-        with pytest.raises((RedisError, OSError)):
-            await client.set(keys[0], "1")
-        for key in keys[1:]:
-            await client.set(key, "1", px=1000)
-        assert await client.mget(keys[1:]) == ["1", "1"]
-        async with asyncio.timeout(SOON):
-            while not await heard(client):
-                pass
-        await client.aclose()
+        bus, other = await bus_of(1, make_bus, cluster), await bus_of(2, make_bus, cluster)
+        for lost in (bus, other):
+            await lost.watch.subscribed()
+        run = await begun(bus, chat_of(1))
+        cluster.nodes[0].end()
+        with pytest.raises(BusUnavailable):
+            await bus.begin(new_run(chat_of(0)))
+        assert (await other.stop(run.chat_id, Arrival())).run_id == run.run_id
+        assert await fired(run) is StopReason.USER  # pushed, as soon as the subscription stands on another node
+        assert await bus.end(run, done(run))
+        again = await begun(bus, chat_of(2))
+        assert await other.live_among([again.chat_id, run.chat_id]) == {again.chat_id: again.run_id}
+        assert await bus.end(again, done(again))
+        cluster.nodes.pop(0)
 
 
-async def heard(client: Redis) -> bool:
-    """Whether a subscription through the node that is next in turn stands."""
-    async with client.pubsub() as subscription:
-        try:
-            await subscription.subscribe("replica:any")
-            return (await subscription.get_message(timeout=1)) is not None
-        except (RedisError, OSError):
-            return False
+async def bus_of(node: int, make_bus: Any, cluster: Cluster) -> RedisBus:
+    """The bus of a replica whose pulse the node holds."""
+    while True:
+        bus: RedisBus = await make_bus(way=cluster.way)
+        if node_of(scripts.pulse_key(bus.replica_id)) == node:
+            return bus
 
 
 # ---- what the product may do

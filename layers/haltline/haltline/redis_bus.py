@@ -83,7 +83,7 @@ class RedisBus:
         self._told: OrderedDict[tuple[str, str], Receipt] = OrderedDict()
         self.watch = Watch(
             self.redis,
-            reach(timeout=None, connections=4),  # one, and those that are being closed
+            reach(timeout=None, connections=4, beside=self.redis),  # one, and those that are being closed
             self.replica_id,
             poll_interval,
             loss_grace,

@@ -1,7 +1,7 @@
 """Redis or Valkey in cluster mode, as the signal bus uses it: every command goes to the node that holds its key.
 
-It is built of redis-py's plain clients, one a node. redis-py's own `RedisCluster` sends what got no reply again, closes
-connections on which others await a reply, and hands out connections that died while they lay idle.
+It is built of redis-py's plain clients, one a node. redis-py's own `RedisCluster` hands out connections that died while
+they lay idle, closes those on which others await a reply when slots move, and first asks for the list of all commands.
 """
 
 from __future__ import annotations
@@ -34,9 +34,15 @@ class ClusterRedis(Redis):
     A command is sent again only where a node has refused it: it says that the slot is, or is about to be, elsewhere.
     """
 
-    def __init__(self, seed: Address, make_client: Callable[..., Redis]) -> None:
-        """`make_client` makes a client of one node, of `host` and `port`. Nothing connects here."""
-        self._seed, self._make_client = seed, make_client
+    def __init__(self, seed: Address, make_client: Callable[..., Redis], beside: Redis | None = None) -> None:
+        """Nothing connects here.
+
+        Args:
+            seed: where a node is.
+            make_client: makes a client of one node, of `host` and `port`.
+            beside: another client of this cluster, which knows more nodes.
+        """
+        self._seed, self._make_client, self._beside = seed, make_client, beside
         self._clients: dict[Address, Any] = {}  # redis-py types no `execute_command`
         self._starts: list[int] = []  # first slots of ranges, in order
         self._ranges: list[tuple[int, Address]] = []  # last slot of each, and who holds it
@@ -63,7 +69,8 @@ class ClusterRedis(Redis):
 
     def pubsub(self, **options: Any) -> PubSub:
         """Subscribe through a node; through another one each time, for one may be gone. A cluster tells all of them."""
-        nodes = [self._seed, *(n for n in self._clients if n != self._seed)]
+        known = self._beside if isinstance(self._beside, ClusterRedis) else self
+        nodes = [self._seed, *(node for node in known._clients if node != self._seed)]
         node = nodes[self._subscriptions % len(nodes)]
         self._subscriptions += 1
         subscription: PubSub = self._client(node).pubsub(**options)
@@ -160,7 +167,7 @@ class ClusterRedis(Redis):
         await asyncio.shield(self._finding)
 
     async def _ask_around(self) -> None:
-        nodes = sorted({self._seed: 0, **dict.fromkeys(self._clients, 0)}, key=lambda node: node == self._failed)
+        nodes = sorted(self._clients, key=lambda node: node == self._failed)  # the seed is the first of them
         for last, node in enumerate(nodes, 1 - len(nodes)):
             try:
                 found = await self._client(node).execute_command("CLUSTER SLOTS")

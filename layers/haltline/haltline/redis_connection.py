@@ -67,7 +67,7 @@ class _Tcp(_Aging, Connection):
 class _Tls(_Aging, SSLConnection):
     def __init__(self, *, context: RedisSSLContext, **options: Any) -> None:
         super().__init__(**options)
-        self.ssl_context = context  # one for all: each would read the machine's certificates, which takes 20 ms
+        self.ssl_context = context  # one for all: each would read the machine's certificates, for tens of ms
 
 
 class _Unix(_Aging, UnixDomainSocketConnection):
@@ -94,6 +94,7 @@ def connect(
     freshness: Freshness | None = None,
     timeout: float | None = COMMAND_TIMEOUT,
     connections: int = 64,
+    beside: Redis | None = None,
 ) -> Redis:
     """A client that never sends a command twice by itself: after a lost reply only the caller knows whether it may.
 
@@ -106,6 +107,7 @@ def connect(
         freshness: which connections may be used; one of its own by default.
         timeout: seconds a reply may take; None for a connection that listens.
         connections: at most this many to a server; a further command waits for one as long as a reply may take.
+        beside: a client of the same server; of a cluster it knows the nodes, which one that only listens does not.
 
     Raises:
         ValueError: the URL says what cannot be used, or what contradicts the rest; a file that it names cannot be read.
@@ -144,4 +146,6 @@ def connect(
         made.connection_pool.make_connection()  # type: ignore[no-untyped-call]
     except (TypeError, RedisError, OSError) as error:
         raise ValueError(str(error).rpartition("__init__() ")[2]) from error
-    return ClusterRedis((where.get("host", "localhost"), where.get("port", 6379)), client) if cluster else made
+    if not cluster:
+        return made
+    return ClusterRedis((where.get("host", "localhost"), where.get("port", 6379)), client, beside)

@@ -9,8 +9,11 @@ from typing import Any, cast
 import httpx2 as httpx
 import pytest
 
+from tests.integration.test_launcher import launched
 from tests.redis_cluster import PASSWORD, USER, Cluster, running_cluster
 from tests.stack import Replica, Stack
+
+SIGN_IN = {"REDIS_CLUSTER": "true", "REDIS_AUTH": "password", "REDIS_USERNAME": USER, "REDIS_PASSWORD": PASSWORD}
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +70,10 @@ def test_many_chats_are_stopped_at_once(replicas: list[Replica]) -> None:
         for stream, answer in zip(streams, answers, strict=True):
             assert answer.read().decode().endswith("event: stopped\ndata: [STOPPED]\n\n")
             stream.__exit__(None, None, None)
+
+
+def test_one_command_starts_replicas_beside_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    """`python -m local` asks that Redis first, as the replicas will."""
+    with launched(tmp_path, "--model", "scripted", "--replicas", "1", REDIS_URL=cluster.url(), **SIGN_IN) as launcher:
+        launcher.expect(rf"redis at 127\.0\.0\.1:{cluster.nodes[0].port}")
+        assert httpx.get(f"{launcher.url()}/health").json()["redis"] == "connected"

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from haltline.bootstrap import make_resources, redis_credentials
+from haltline.bootstrap import make_resources
 from haltline.redis_cluster import ClusterRedis
+from haltline.redis_connection import credentials_of
 from haltline.settings import Settings, SettingsError
 
 PASSWORD: dict[str, Any] = {"redis_auth": "password", "redis_password": "p"}
@@ -66,7 +67,7 @@ def test_a_cluster_is_reached_as_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("user", "told"), [(None, ("p",)), ("u", ("u", "p"))])
 def test_a_password_is_told_with_its_user(tmp_path: Path, user: str | None, told: tuple[str, ...]) -> None:
-    provider = redis_credentials(settings(tmp_path, redis_username=user, **PASSWORD))
+    provider = credentials_of(settings(tmp_path, redis_username=user, **PASSWORD))
     assert provider is not None
     assert provider.get_credentials() == told
-    assert redis_credentials(settings(tmp_path)) is None
+    assert credentials_of(settings(tmp_path)) is None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
-
-from haltline.cache_auth import CacheCredentials
 from haltline.chat_index import ChatIndex
 from haltline.chats import ChatStoreError, FileChatStore
 from haltline.observability import Metrics
 from haltline.redis_bus import RedisBus
+from haltline.redis_connection import credentials_of
 from haltline.resources import Resources
 from haltline.runner import Deps, Runner
 from haltline.settings import Settings, SettingsError
@@ -28,7 +26,7 @@ def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources
             run_timeout=settings.run_timeout,
             loss_grace=settings.signal_loss_grace if settings.signal_loss_policy == "stop" else None,
             cluster=settings.redis_cluster,
-            credentials=redis_credentials(settings),
+            credentials=credentials_of(settings),
         )
     except ValueError as error:
         raise SettingsError(f"REDIS_URL: {error}") from error
@@ -45,15 +43,3 @@ def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources
         agents = AgentSource(settings)
         resources.runs = Runner(Deps(bus, store, index, agents, resources.metrics, settings.run_timeout))
     return resources
-
-
-def redis_credentials(settings: Settings) -> CredentialProvider | None:
-    """Whom connections to Redis sign in as; None where REDIS_URL says it, or nobody is asked."""
-    match settings.redis_auth:
-        case "password":
-            secret = settings.redis_password.get_secret_value() if settings.redis_password else ""
-            return UsernamePasswordCredentialProvider(settings.redis_username, secret)
-        case "iam":
-            return CacheCredentials(settings.redis_username or "", settings.redis_cache_name or "", settings.aws_region)
-        case _:
-            return None

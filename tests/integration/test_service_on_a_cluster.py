@@ -10,22 +10,16 @@ import httpx2 as httpx
 import pytest
 
 from tests.integration.test_launcher import launched
-from tests.redis_cluster import PASSWORD, USER, Cluster, running_cluster
+from tests.redis_cluster import PASSWORD, USER, Cluster
 from tests.stack import Replica, Stack
 
 SIGN_IN = {"REDIS_CLUSTER": "true", "REDIS_AUTH": "password", "REDIS_USERNAME": USER, "REDIS_PASSWORD": PASSWORD}
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running_cluster(tmp_path_factory.mktemp("cluster")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def replicas(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
+def replicas(three_nodes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
     directory = Path(tmp_path_factory.mktemp("replicas"))
-    stack = Stack(cluster.url(), directory / "sessions", directory, valkey=cast("Any", None))
+    stack = Stack(three_nodes.url(), directory / "sessions", directory, valkey=cast("Any", None))
     try:
         for _ in range(2):
             stack.add_replica(REDIS_CLUSTER="true", REDIS_AUTH="password", REDIS_USERNAME=USER, REDIS_PASSWORD=PASSWORD)
@@ -72,8 +66,10 @@ def test_many_chats_are_stopped_at_once(replicas: list[Replica]) -> None:
             stream.__exit__(None, None, None)
 
 
-def test_one_command_starts_replicas_beside_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
+def test_one_command_starts_replicas_beside_a_cluster(three_nodes: Cluster, tmp_path: Path) -> None:
     """`python -m local` asks that Redis first, as the replicas will."""
-    with launched(tmp_path, "--model", "scripted", "--replicas", "1", REDIS_URL=cluster.url(), **SIGN_IN) as launcher:
-        launcher.expect(rf"redis at 127\.0\.0\.1:{cluster.nodes[0].port}")
+    with launched(
+        tmp_path, "--model", "scripted", "--replicas", "1", REDIS_URL=three_nodes.url(), **SIGN_IN
+    ) as launcher:
+        launcher.expect(rf"redis at 127\.0\.0\.1:{three_nodes.nodes[0].port}")
         assert httpx.get(f"{launcher.url()}/health").json()["redis"] == "connected"

@@ -469,7 +469,9 @@ async def test_a_run_at_its_time_limit(make_bus: Any, tmp_path: Path) -> None:
     bus, agents, store = await make_bus(), StepAgents(), StepStore(tmp_path)
     deps = Deps(bus, store, ChatIndex(bus.redis, bus, store), agents, Metrics(), 0.05)  # type: ignore[arg-type]
     execution = await Runner(deps).start(f"limit-{tmp_path.name}", "hello", Arrival())
-    assert await rest(execution) == [Failed("The run reached its time limit (RUN_TIMEOUT) and was stopped.")]
+    assert await rest(execution) == [
+        Failed("The run reached its time limit (RUN_TIMEOUT, or the Lambda function's) and was stopped.")
+    ]
     assert await ended(execution) == (Outcome.STOPPED, StopReason.DEADLINE)
 
 

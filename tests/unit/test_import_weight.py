@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.stack import ROOT
+
 HEAVY = ["boto3", "botocore", "mcp", "openai", "strands"]
 
 PROBE = f"""
@@ -59,6 +61,19 @@ asyncio.run(ask())
 weigh("answers")
 """
 
+FUNCTION = f"""
+import os, sys
+
+os.environ["AWS_LAMBDA_FUNCTION_NAME"] = "control"
+sys.path.insert(0, {str(ROOT / "functions/control")!r})
+from app import handler
+# Powertools imports botocore's name and nothing of it.
+found["the function's init"] = sorted(set(sys.modules) & {{"boto3", "botocore.session", "mcp", "openai", "strands"}})
+
+handler.prepare()
+found["prepared"] = sorted(set(sys.modules) & {{"mcp", "openai", "strands"}})
+"""
+
 Weigh = Callable[[str], dict[str, list[str]]]
 
 
@@ -90,6 +105,11 @@ def weighed(tmp_path: Path, pytestconfig: pytest.Config) -> Weigh:
 def test_the_control_app_is_light_at_every_step(weighed: Weigh) -> None:
     steps = ("the routes", "the composition root", "the app's module", "the app", "answers")
     assert weighed(CONTROL) == {step: [] for step in steps}
+
+
+def test_the_control_function_is_as_light(weighed: Weigh) -> None:
+    """What it loads before a snapshot costs no start; Strands and its like are in neither."""
+    assert weighed(FUNCTION) == {"the function's init": [], "prepared": []}
 
 
 def test_the_agent_is_what_imports_strands(weighed: Weigh) -> None:

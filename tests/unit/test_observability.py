@@ -369,7 +369,7 @@ def test_ends_are_counted_by_outcome_and_reason() -> None:
 def test_two_apps_in_one_process_count_apart() -> None:
     one, other = Metrics(), Metrics()
     one.live_runs.inc()
-    one.stops.labels("idle").inc()
+    one.stop_answered("idle")
     assert (sample(one, "haltline_live_runs"), sample(other, "haltline_live_runs")) == (1, 0)
     assert (
         sample(one, "haltline_stops_total", status="idle"),

@@ -17,15 +17,15 @@ from fastapi.staticfiles import StaticFiles
 from loguru import logger
 
 from haltline import __version__, chat_routes, control_routes
-from haltline.bootstrap import make_resources
+from haltline.bootstrap import make_resources, start_logging
 from haltline.chats import ChatStoreError
 from haltline.edge import CSP, Edge
 from haltline.inputs import ResourcesOf
-from haltline.observability import configure_logging
+from haltline.lambda_door import LambdaDoor
 from haltline.openapi import Health
 from haltline.resources import Resources
 from haltline.runner import Draining
-from haltline.settings import SettingsError, exit_with, load_settings
+from haltline.settings import SettingsError, exit_with, load_settings, on_lambda
 from haltline.signals import BusUnavailable
 from haltline.taking import ChatBusy, RunIdUsed
 
@@ -40,7 +40,7 @@ def create_app() -> FastAPI:
     A setting that cannot be used ends the process with one line on stderr and status 2.
     """
     settings = load_settings()
-    configure_logging(settings)
+    start_logging(settings)
     try:
         return make_app(make_resources(settings))
     except SettingsError as error:
@@ -60,6 +60,8 @@ def make_app(resources: Resources) -> FastAPI:
     app.include_router(control_routes.router)
     if resources.runs is not None:
         app.include_router(chat_routes.router)
+        if on_lambda():
+            app.include_router(chat_routes.invoked_router)
     _add_service_routes(app)
     _add_error_answers(app)
     if origins := resources.settings.allowed_origins:
@@ -71,6 +73,8 @@ def make_app(resources: Resources) -> FastAPI:
             expose_headers=["X-Run-Id", "X-Replica"],
         )
     app.add_middleware(Edge, replica=resources.settings.replica_name)
+    if on_lambda():
+        app.add_middleware(LambdaDoor, resources=resources)
     return app
 
 

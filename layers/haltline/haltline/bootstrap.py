@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from haltline.chat_index import ChatIndex
 from haltline.chats import ChatStoreError, FileChatStore
-from haltline.observability import Metrics
+from haltline.observability import Metrics, configure_logging
 from haltline.redis_bus import RedisBus
 from haltline.resources import Resources
 from haltline.runner import Deps, Runner
-from haltline.settings import Settings, SettingsError
+from haltline.settings import Settings, SettingsError, on_lambda
 
 
 def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources:
@@ -33,10 +33,28 @@ def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources
     except ChatStoreError as error:
         raise SettingsError(f"SESSION_DIR={settings.session_dir}: {error}") from error
     index = ChatIndex(bus.redis, bus, store)
-    resources = Resources(settings, bus, store, index, Metrics())
+    resources = Resources(settings, bus, store, index, _metrics())
     if serves_chat:
         from haltline.agent import AgentSource  # Strands takes a second to import
 
         agents = AgentSource(settings)
         resources.runs = Runner(Deps(bus, store, index, agents, resources.metrics, settings.run_timeout))
     return resources
+
+
+def start_logging(settings: Settings) -> None:
+    """Log as the place where this process runs wants it."""
+    if on_lambda():
+        from haltline.lambda_telemetry import powertools_sink  # Powertools is there only
+
+        configure_logging(settings, powertools_sink(settings))
+    else:
+        configure_logging(settings)
+
+
+def _metrics() -> Metrics:
+    if on_lambda():
+        from haltline.lambda_telemetry import EmfMetrics
+
+        return EmfMetrics()
+    return Metrics()

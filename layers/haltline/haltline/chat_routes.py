@@ -11,12 +11,15 @@ from haltline import sse
 from haltline.execution import Execution
 from haltline.inputs import (
     ArrivalOf,
+    CallerOf,
     ChatPath,
     ChatRequest,
     IfRunning,
+    InvokedChat,
     ResourcesOf,
     body_docs,
     read_chat_request,
+    read_invoked_chat,
     verify_redis,
 )
 from haltline.openapi import errors, event_stream
@@ -24,6 +27,7 @@ from haltline.runner import Runner
 from haltline.runs import StopReason
 
 router = APIRouter(prefix="/api/v1", tags=["chat"])
+invoked_router = APIRouter(include_in_schema=False)
 
 PING_AFTER = 15.0  # seconds of silence
 
@@ -45,6 +49,7 @@ async def chat(
     chat_id: ChatPath,
     body: Annotated[ChatRequest, Depends(read_chat_request)],
     arrival: ArrivalOf,
+    caller: CallerOf,
     runner: Annotated[Runner, Depends(runner_of)],
     resources: ResourcesOf,
     if_running: IfRunning = None,
@@ -54,8 +59,22 @@ async def chat(
     Text comes in frames without an `event:` line. Exactly one closing frame ends the stream: `done`, `stopped` or
     `error`. 409 when the chat has a live run; `?if_running=stop` stops that one first.
     """
-    execution = await runner.start(chat_id, body.message, arrival, run_id=body.run_id, stop_first=if_running == "stop")
+    execution = await runner.start(
+        chat_id, body.message, arrival, run_id=body.run_id, stop_first=if_running == "stop", caller=caller
+    )
     return EventStreamResponse(execution, stop_on_disconnect=resources.settings.on_disconnect == "stop")
+
+
+@invoked_router.post("/events", response_class=Response, dependencies=[Depends(verify_redis)])
+async def invoked(
+    body: Annotated[InvokedChat, Depends(read_invoked_chat)],
+    arrival: ArrivalOf,
+    caller: CallerOf,
+    runner: Annotated[Runner, Depends(runner_of)],
+    resources: ResourcesOf,
+) -> Response:
+    """The same for whoever invokes the Lambda function directly: the adapter posts that event here."""
+    return await chat(body.chat_id, body, arrival, caller, runner, resources, body.if_running)
 
 
 class EventStreamResponse(Response):
@@ -71,7 +90,10 @@ class EventStreamResponse(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Send frames as they come until the closing one."""
+        """Send frames as they come until the closing one; end when the run has.
+
+        What is left to do after a closing frame needs a process that runs: on Lambda it is frozen with the response.
+        """
         stream, encoder = self._execution.stream, sse.Encoder()
         leaving = asyncio.create_task(self._notice_leaving(receive))
         try:
@@ -82,7 +104,10 @@ class EventStreamResponse(Response):
                 closed = stream.closed and bool(events)
                 frames = b"".join(map(encoder.encode, events)) if events else sse.PING
                 if frames:
-                    await send({"type": "http.response.body", "body": frames, "more_body": not closed})
+                    await send({"type": "http.response.body", "body": frames, "more_body": True})
+            if closed:
+                await asyncio.wait({self._execution.task})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             leaving.cancel()
             if not stream.closed:

@@ -31,18 +31,15 @@ from haltline.openapi import (
     ListedChat,
     Messages,
     StopAnswer,
-    Verdict,
     errors,
 )
 from haltline.resources import Resources
 from haltline.runs import Outcome, Receipt, Run, StopReason, new_run_id
 from haltline.signals import BusUnavailable
-from haltline.stopping import stop_chat
+from haltline.stopping import stop_chat, stop_many
 from haltline.taking import ChatBusy, take_chat
 
 router = APIRouter(prefix="/api/v1")
-
-AT_ONCE = 32  # stops of one bulk call that are under way together
 
 
 # Declared before the call that names a chat, or `bulk` would be taken for one.
@@ -61,17 +58,7 @@ async def stop_bulk(
     wait: Wait = None,
 ) -> BulkStopAnswer:
     """Stop 1 to 1,000 chats. One verdict a chat, in the order asked; 503 when none could be stored."""
-    places = asyncio.Semaphore(AT_ONCE if wait is None else len(body.chat_ids))  # waiting calls must not queue
-
-    async def one(chat_id: str) -> Verdict:
-        try:
-            async with places:
-                answer = await stop_chat(resources, chat_id, arrival, wait=wait)
-        except BusUnavailable:
-            return Verdict(chat_id=chat_id, status="failed")
-        return Verdict(chat_id=chat_id, status=answer.status)
-
-    results = await asyncio.gather(*map(one, body.chat_ids))
+    results = await stop_many(resources, body.chat_ids, arrival, wait=wait)
     if all(r.status == "failed" for r in results):
         raise BusUnavailable("no stop could be stored")
     failed = sum(r.status in ("failed", "unconfirmed") for r in results)

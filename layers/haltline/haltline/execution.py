@@ -37,7 +37,7 @@ SAVE_TRIES = 3
 
 _SAID_AT_ONCE = (StopReason.USER, StopReason.SUPERSEDED, StopReason.DELETED, StopReason.DISCONNECT)
 _WHY = {
-    StopReason.DEADLINE: "The run reached its time limit (RUN_TIMEOUT) and was stopped.",
+    StopReason.DEADLINE: "The run reached its time limit (RUN_TIMEOUT, or the Lambda function's) and was stopped.",
     StopReason.SHUTDOWN: "The server is shutting down, so the run was stopped. Send the message again.",
     StopReason.SIGNAL_LOST: "The run could no longer be stopped from outside, so it was ended.",
 }
@@ -71,7 +71,8 @@ class Execution:
     # ---- the race
     async def _live(self) -> None:
         run, loop = self.run, asyncio.get_running_loop()
-        deadline = loop.call_later(self._deps.run_timeout, run.token.stop, StopReason.DEADLINE)
+        until = min(loop.time() + self._deps.run_timeout, run.caller.deadline)
+        deadline = loop.call_at(until, run.token.stop, StopReason.DEADLINE)
         opening = asyncio.create_task(self._open())
         answer = asyncio.create_task(self._answer(opening))
         gate = loop.create_future()
@@ -121,7 +122,7 @@ class Execution:
         turn = await self._deps.agents.make()
         turn.restore(self._document.snapshot, self._document.unseen)
         self._turn = turn
-        state = {"chat_id": run.chat_id, "run_id": run.run_id, "principal": None}
+        state = {"chat_id": run.chat_id, "run_id": run.run_id, "principal": run.caller.principal}
         cut = False
         async for text in turn.events(self._message, state):
             cut = run.token.stopped or not self.stream.put(text)

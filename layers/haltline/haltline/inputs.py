@@ -11,10 +11,11 @@ from fastapi import Depends, HTTPException, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
+from starlette.types import Scope
 from ulid import ULID
 
 from haltline.resources import Resources
-from haltline.runs import Arrival
+from haltline.runs import Arrival, Caller
 
 MAX_MESSAGE_BYTES = 64 * 1024  # of UTF-8
 MAX_BODY_BYTES = 1024 * 1024  # a message of the full size may stand in JSON escapes, six bytes for one
@@ -22,7 +23,7 @@ MAX_BODY_BYTES = 1024 * 1024  # a message of the full size may stand in JSON esc
 _CHAT_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 _RESERVED = {"bulk", "all"}
 _STAMP = re.compile(r"t=(\d{9,11}(?:\.\d{1,6})?)")
-_READ_AT = "haltline.read_at"
+_READ_AT, _PRINCIPAL, _DEADLINE = "haltline.read_at", "haltline.principal", "haltline.deadline"
 
 
 def _not_reserved(chat_id: str) -> str:
@@ -70,6 +71,13 @@ class ChatRequest(BaseModel):
         description="At most 64 KiB of UTF-8.", examples=["Tell me a story."]
     )
     run_id: RunId | None = Field(None, description="A ULID made by the client, so that it can stop the run at once.")
+
+
+class InvokedChat(ChatRequest):
+    """A user message as the event of a Lambda function."""
+
+    chat_id: ChatId
+    if_running: Literal["stop"] | None = None
 
 
 class BulkStopRequest(BaseModel):
@@ -126,9 +134,19 @@ def _finite(value: Any) -> bool:
 
 async def read_chat_request(body: Annotated[ChatRequest, Depends(_body(TypeAdapter(ChatRequest)))]) -> ChatRequest:
     """The message of a chat call. Answers 413 and 422."""
+    _check_size(body)
+    return body
+
+
+async def read_invoked_chat(body: Annotated[InvokedChat, Depends(_body(TypeAdapter(InvokedChat)))]) -> InvokedChat:
+    """The same of a direct invocation."""
+    _check_size(body)
+    return body
+
+
+def _check_size(body: ChatRequest) -> None:
     if len(body.message.encode()) > MAX_MESSAGE_BYTES:
         raise HTTPException(413, f"The message is larger than {MAX_MESSAGE_BYTES // 1024} KiB of UTF-8.")
-    return body
 
 
 read_bulk_stop_request = _body(TypeAdapter(BulkStopRequest))
@@ -140,9 +158,22 @@ def body_docs(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def mark_read(scope: Any) -> None:
+def mark_read(scope: Scope) -> None:
     """Note when a request was first read, before anything waits."""
     scope[_READ_AT] = time.monotonic()
+
+
+def mark_told(scope: Scope, principal: str | None, deadline: float) -> None:
+    """Note who sends a request, and when the process that serves it must end, in seconds of `time.monotonic`."""
+    scope[_PRINCIPAL], scope[_DEADLINE] = principal, deadline
+
+
+def caller(request: Request) -> Caller:
+    """Who sends the request and how long it may take, as far as the front door has told."""
+    return Caller(request.scope.get(_PRINCIPAL), request.scope.get(_DEADLINE, math.inf))
+
+
+CallerOf = Annotated[Caller, Depends(caller)]
 
 
 def arrival(request: Request) -> Arrival:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from haltline.runs import Receipt
 from haltline.settings import Settings
 
 if TYPE_CHECKING:
-    from loguru import Record
+    from loguru import Message, Record
 
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
@@ -30,18 +31,24 @@ class _ToLoguru(logging.Handler):
 
 _CHATTY = (
     *("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "httpx2", "httpcore2"),
-    *("openai", "botocore", "strands", "asyncio"),
+    *("openai", "botocore", "strands", "asyncio", "mangum"),
 )
 
 
-def configure_logging(settings: Settings) -> None:
-    """Log to stderr, JSON in production; to rotating files too where LOG_DIR is set (10 MB each, 10 kept)."""
+def configure_logging(settings: Settings, sink: Callable[[Message], None] | None = None) -> None:
+    """Log to stderr, JSON in production; to rotating files too where LOG_DIR is set (10 MB each, 10 kept).
+
+    `sink` takes the place of stderr where it is given.
+    """
     production = settings.environment == "production"
     logger.remove()
     logger.configure(extra={"replica": settings.replica_name})
     # No variable values in tracebacks: they hold what users wrote.
     common: Any = {"level": settings.log_level, "serialize": production, "backtrace": False, "diagnose": False}
-    logger.add(sys.stderr, format=_line, **common)
+    if sink is not None:
+        logger.add(sink, level=settings.log_level, format="{message}", backtrace=False, diagnose=False)
+    else:
+        logger.add(sys.stderr, format=_line, **common)
     if settings.log_dir:
         path = Path(settings.log_dir) / f"{settings.replica_name}.log"
         logger.add(path, format=_line, rotation="10 MB", retention=10, **common)
@@ -69,7 +76,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.live_runs = Gauge("haltline_live_runs", "Runs live on this replica", registry=self.registry)
         self._runs = Counter("haltline_runs", "Runs ended", ["outcome", "reason"], registry=self.registry)
-        self.stops = Counter("haltline_stops", "Stops answered, by status", ["status"], registry=self.registry)
+        self._stops = Counter("haltline_stops", "Stops answered, by status", ["status"], registry=self.registry)
         self._halted = Histogram(
             "haltline_halt_seconds", "Stop signal to closing frame", buckets=_FAST, registry=self.registry
         )
@@ -81,6 +88,13 @@ class Metrics:
         self._runs.labels(receipt.outcome.value, receipt.reason.value if receipt.reason else "").inc()
         if receipt.halted_ms is not None:
             self._halted.observe(receipt.halted_ms / 1000)
+
+    def stop_answered(self, status: str) -> None:
+        """Count the answer to a stop: what it said, or `failed` where the stop could not be stored."""
+        self._stops.labels(status).inc()
+
+    def flush(self) -> None:
+        """Tell whoever must be told; Prometheus asks."""
 
     def text(self) -> bytes:
         """Prometheus' text format."""

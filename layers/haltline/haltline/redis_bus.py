@@ -315,6 +315,10 @@ class RedisBus:
         async with reachable():
             await self.redis.ping()
 
+    async def renew(self) -> None:
+        """See `signals.SignalBus.renew`."""
+        await self.redis.connection_pool.disconnect(inuse_connections=False)
+
     async def _record(self, chat_id: str) -> dict[str, Any]:
         async with reachable():
             raw = await self.redis.get(scripts.record_key(chat_id))

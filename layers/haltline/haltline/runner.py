@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from haltline.execution import Execution
-from haltline.runs import Arrival, Run, StopReason, new_run_id
+from haltline.runs import Arrival, Caller, Run, StopReason, new_run_id
 from haltline.taking import take_chat
 
 if TYPE_CHECKING:
@@ -58,7 +58,14 @@ class Runner:
         return len(self._live)
 
     async def start(
-        self, chat_id: str, message: str, arrival: Arrival, *, run_id: str | None = None, stop_first: bool = False
+        self,
+        chat_id: str,
+        message: str,
+        arrival: Arrival,
+        *,
+        run_id: str | None = None,
+        stop_first: bool = False,
+        caller: Caller = Caller(),  # noqa: B008 - frozen
     ) -> Execution:
         """Take the chat and start a run.
 
@@ -66,7 +73,7 @@ class Runner:
         """
         if self._grace_over:
             raise Draining
-        run = Run(chat_id, run_id or new_run_id(), arrival)
+        run = Run(chat_id, run_id or new_run_id(), arrival, caller)
         reason = StopReason.SUPERSEDED if stop_first else None
         # Shielded: a client that leaves now must not leave a chat behind that nobody ends.
         beginning = asyncio.create_task(self._begin(run, message, reason))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -68,6 +69,14 @@ class Arrival:
     def age_ms(self) -> float:
         """Milliseconds since the request was read, to the microsecond."""
         return round((time.monotonic() - self.read_at) * 1000, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request, None where nobody checks; and when its run must have ended, in `time.monotonic` seconds."""
+
+    principal: str | None = None
+    deadline: float = math.inf
 
 
 class StopToken:
@@ -137,6 +146,7 @@ class Run:
     chat_id: str
     run_id: str
     arrival: Arrival
+    caller: Caller = Caller()
     token: StopToken = field(default_factory=StopToken)
     nonce: str = field(default_factory=new_run_id)
     claim: str = ""

@@ -48,6 +48,14 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _replica_name() -> str:
+    """The host's name. On Lambda, where all have the same, that of the log stream, which SnapStart does not tell."""
+    if not on_lambda():
+        return socket.gethostname()
+    stream = os.environ.get("AWS_LAMBDA_LOG_STREAM_NAME", "")
+    return stream.rpartition("]")[2] or os.environ["AWS_LAMBDA_FUNCTION_NAME"]
+
+
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -68,9 +76,7 @@ class Settings(BaseSettings):
     environment: str = "development"
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_dir: Path | None = None
-    replica_name: str = Field(
-        default_factory=socket.gethostname, min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$"
-    )
+    replica_name: str = Field(default_factory=_replica_name, min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")
 
     redis_url: Annotated[SecretStr | None, AfterValidator(_redis_url)] = None
     redis_host: str | None = None

@@ -108,3 +108,6 @@ class SignalBus(Protocol):
 
     async def ping(self) -> None:
         """One round trip."""
+
+    async def renew(self) -> None:
+        """Use no connection any more that may have died unseen while this process was frozen. Live runs go on."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from haltline.openapi import StopAnswer
+from haltline.openapi import StopAnswer, Verdict
 from haltline.resources import Resources
 from haltline.runs import Arrival, Outcome, Receipt
 from haltline.signals import BusUnavailable, StopState
+
+AT_ONCE = 32  # stops of one call that are under way together
+LISTED_WITHIN = 1.0  # seconds: a run that has just taken its chat is listed with its first write
 
 _SAY = {
     "accepted": "Stop signal sent for chat {}. Agent will halt shortly.",
@@ -33,6 +38,7 @@ async def stop_chat(
         # A stop through the replica that owns the run works without the bus.
         here = resources.runs.stop_here(chat_id, run_id, arrival) if resources.runs else None
         if here is None:
+            resources.metrics.stop_answered("failed")
             raise
         if wait is None:
             return _answer(resources, chat_id, "accepted")
@@ -50,6 +56,42 @@ async def stop_chat(
     return _told(resources, chat_id, receipt)
 
 
+async def stop_many(
+    resources: Resources, chat_ids: Iterable[str], arrival: Arrival, *, wait: float | None = None
+) -> list[Verdict]:
+    """Stop each of these chats. One verdict a chat, in order; `failed` where a stop could not be stored."""
+    ids = list(chat_ids)
+    places = asyncio.Semaphore(AT_ONCE if wait is None else len(ids) or 1)  # waiting calls must not queue
+
+    async def one(chat_id: str) -> Verdict:
+        try:
+            async with places:
+                answer = await stop_chat(resources, chat_id, arrival, wait=wait)
+        except BusUnavailable:
+            return Verdict(chat_id=chat_id, status="failed")
+        return Verdict(chat_id=chat_id, status=answer.status)
+
+    return await asyncio.gather(*map(one, ids))
+
+
+async def stop_all(resources: Resources, arrival: Arrival) -> list[Verdict]:
+    """Stop every chat with a live run that arrived before this did. One verdict a chat.
+
+    Raises: BusUnavailable, ChatStoreError where the live runs cannot be listed.
+    """
+    verdicts: dict[str, Verdict] = {}
+    for pause in (0, LISTED_WITHIN):
+        await asyncio.sleep(pause)
+        cursor: str | None = None
+        while True:
+            page = await resources.index.page(200, cursor, "running")
+            found = [c.chat_id for c in page.chats if c.chat_id not in verdicts]
+            verdicts |= {v.chat_id: v for v in await stop_many(resources, found, arrival)}
+            if not (cursor := page.next_cursor):
+                break
+    return list(verdicts.values())
+
+
 def _told(resources: Resources, chat_id: str, receipt: Receipt | None) -> StopAnswer:
     if receipt is None or receipt.outcome is Outcome.LOST:
         return _answer(resources, chat_id, "unconfirmed")
@@ -57,7 +99,7 @@ def _told(resources: Resources, chat_id: str, receipt: Receipt | None) -> StopAn
 
 
 def _answer(resources: Resources, chat_id: str, status: str, receipt: Receipt | None = None) -> StopAnswer:
-    resources.metrics.stops.labels(status).inc()
+    resources.metrics.stop_answered(status)
     told: dict[str, Any] = {}
     if receipt is not None:
         told["run_id"] = receipt.run_id

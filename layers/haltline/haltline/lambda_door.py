@@ -1,0 +1,82 @@
+"""What Lambda tells of a request beside it: when it reached the front door, who sent it, when the function must end.
+
+The Web Adapter says it in two headers, which it sets over any that a client has sent; Mangum in the ASGI scope.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from loguru import logger
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from haltline.edge import Edge
+from haltline.inputs import mark_told
+from haltline.resources import Resources
+
+END_BEFORE = 10.0  # seconds before the function's deadline that a run ends: it still has to be written
+MAY_HAVE_FROZEN = 1.0  # seconds without a request after which connections may have died unseen
+OPEN = ("/live",)  # what the adapter asks before any request has come
+
+
+class LambdaDoor:
+    """The outermost layer on Lambda, and nowhere else: there a client could send these headers itself."""
+
+    def __init__(self, app: ASGIApp, resources: Resources) -> None:
+        self._app, self._resources = app, resources
+        answer = JSONResponse({"detail": "The front door has named no caller. Sign in."}, 401)
+        self._refusal = Edge(answer, resources.settings.replica_name)
+        self._at_rest_since = time.time()  # of the wall, which goes on while the function is frozen
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with what Lambda says of it; 401 where it has no principal and AUTH wants one."""
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            await self._app(scope, receive, send)
+            return
+        told = scope.get("aws.event", {}).get("requestContext") or _json_header(scope, "x-amzn-request-context")
+        principal = principal_in(told)
+        if principal is None and self._resources.settings.auth == "apigateway" and not _invoked(scope, told):
+            await self._refusal(scope, receive, send)
+            return
+        about = _json_header(scope, "x-amzn-lambda-context")
+        ends = about.get("deadline")
+        left = float(ends) / 1000 - time.time() - END_BEFORE if ends else math.inf
+        mark_told(scope, principal, time.monotonic() + left)
+        # A client's own stamp is not the front door's.
+        scope["headers"] = [h for h in scope["headers"] if h[0] != b"x-request-start"]
+        if at := told.get("requestTimeEpoch") or told.get("timeEpoch"):
+            scope["headers"].append((b"x-request-start", f"t={int(at) / 1000:.3f}".encode()))
+        if time.time() - self._at_rest_since > MAY_HAVE_FROZEN:
+            await self._resources.bus.renew()
+        with logger.contextualize(correlation_id=told.get("requestId"), xray_trace_id=about.get("xray_trace_id")):
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._at_rest_since = time.time()
+                self._resources.metrics.flush()
+
+
+def principal_in(told: Mapping[str, Any]) -> str | None:
+    """Who calls, by a request context of API Gateway (Cognito's `sub`) or of a Function URL (the caller's ARN)."""
+    authorizer = told.get("authorizer") or {}
+    claims, caller = authorizer.get("claims") or {}, authorizer.get("iam") or {}
+    return claims.get("sub") or caller.get("userArn") or None
+
+
+def _invoked(scope: Scope, told: Mapping[str, Any]) -> bool:
+    """Whether the function was invoked directly, which IAM has allowed: through no door, so that none tells of it."""
+    return not told and "aws.event" not in scope and bool(_json_header(scope, "x-amzn-lambda-context"))
+
+
+def _json_header(scope: Scope, name: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(Headers(scope=scope).get(name, "null"))
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

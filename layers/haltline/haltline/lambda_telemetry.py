@@ -1,0 +1,77 @@
+"""Logs and metrics on Lambda, by Powertools: JSON log lines, and metrics as log lines that CloudWatch reads (EMF)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools import Metrics as Emf
+
+from haltline.observability import Metrics
+from haltline.runs import Outcome, Receipt
+from haltline.settings import Settings
+
+if TYPE_CHECKING:
+    from loguru import Message
+
+NAMESPACE = "Haltline"  # of all metrics; their one dimension, `service`, is POWERTOOLS_SERVICE_NAME
+_RUNS = {
+    Outcome.DONE: "RunsFinished",
+    Outcome.STOPPED: "RunsStopped",
+    Outcome.ERROR: "RunsFailed",
+    Outcome.LOST: "RunsLost",
+}
+
+
+def powertools_logger(settings: Settings) -> Logger:
+    """Powertools' logger, which writes JSON lines to stdout; one a process, however often it is asked for."""
+    made = Logger(level="DEBUG" if settings.log_level == "TRACE" else settings.log_level, location=None)
+    logging.getLogger(made.name).propagate = False  # the root's handlers lead back to loguru
+    return made
+
+
+def powertools_sink(settings: Settings) -> Callable[[Message], None]:
+    """A sink for loguru. What `logger.contextualize` holds, a correlation id say, becomes keys of the line."""
+    lines = logging.getLogger(powertools_logger(settings).name)  # where Powertools has put its handler
+
+    def write(message: Message) -> None:
+        record, error = message.record, message.record["exception"]
+        lines.log(
+            record["level"].no,
+            record["message"],
+            extra={**record["extra"], "location": f"{record['name']}:{record['line']}"},
+            exc_info=error.value if error else None,
+        )
+
+    return write
+
+
+class EmfMetrics(Metrics):
+    """Also kept for CloudWatch, which is told once a request. Errors in mid-stream are no errors to Lambda."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._emf = Emf(namespace=NAMESPACE)
+
+    def ended(self, receipt: Receipt | None) -> None:
+        """Count the end of a run."""
+        super().ended(receipt)
+        if receipt is None:
+            return
+        self._emf.add_metric(_RUNS[receipt.outcome], "Count", 1)
+        if receipt.halted_ms is not None:
+            self._emf.add_metric("HaltedMs", "Milliseconds", receipt.halted_ms)
+        if receipt.upstream_closed_ms is not None:
+            self._emf.add_metric("UpstreamClosedMs", "Milliseconds", receipt.upstream_closed_ms)
+
+    def stop_answered(self, status: str) -> None:
+        """Count the answer to a stop."""
+        super().stop_answered(status)
+        self._emf.add_metric(f"Stops{status.capitalize()}", "Count", 1)
+
+    def flush(self) -> None:
+        """Write what was counted since the last time, as one log line."""
+        if self._emf.metric_set:
+            self._emf.flush_metrics()

@@ -1,0 +1,91 @@
+"""Stops that come as events, so that a budget alarm or a runbook can pull the plug.
+
+- EventBridge, detail-type `StopRequested`: `{"chat_ids": [...]}` or `{"all": true}` as the detail.
+- SNS: the same JSON as the message; or a CloudWatch alarm, which stops all when it goes off; or plain text, as AWS
+  Budgets sends it, which stops all.
+
+Both may deliver an event twice, and late. A stop means the runs that arrived before it, by the time in the event, so
+that a second delivery stops nothing new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from aws_lambda_powertools.utilities.parser import parse
+from aws_lambda_powertools.utilities.parser.models import EventBridgeModel, SnsModel
+from loguru import logger
+from pydantic import BaseModel, Field, model_validator
+from pydantic_core import from_json
+
+from haltline.inputs import ChatId
+from haltline.resources import Resources
+from haltline.runs import Arrival
+from haltline.stopping import stop_all, stop_many
+
+
+class StopRequested(BaseModel):
+    """Which chats to stop: these, or all with a live run."""
+
+    chat_ids: list[ChatId] = Field(default_factory=list, max_length=1000)
+    all: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> StopRequested:
+        if self.all == bool(self.chat_ids):
+            raise ValueError('give either {"chat_ids": [...]} or {"all": true}')
+        return self
+
+
+class StopsFailed(Exception):
+    """Some stops could not be stored. Lambda delivers the event again."""
+
+
+async def obey(resources: Resources, event: dict[str, Any]) -> dict[str, int]:
+    """Do what an event asks for; the number of chats that a stop was sent to.
+
+    Raises: ValidationError, ValueError where it is no such event; StopsFailed, BusUnavailable.
+    """
+    sent = 0
+    for wanted, arrival, event_id in _requests(event):
+        with logger.contextualize(correlation_id=event_id):
+            if wanted.all:
+                verdicts = await stop_all(resources, arrival)
+            else:
+                verdicts = await stop_many(resources, wanted.chat_ids, arrival)
+            failed = [v.chat_id for v in verdicts if v.status == "failed"]
+            logger.info("all=<{}> chats=<{}> failed=<{}> | stopped by an event", wanted.all, len(verdicts), len(failed))
+        if failed:
+            raise StopsFailed(f"{len(failed)} of {len(verdicts)} stops could not be stored, {failed[0]} among them")
+        sent += len(verdicts)
+    return {"stops": sent}
+
+
+def _requests(event: dict[str, Any]) -> Iterator[tuple[StopRequested, Arrival, str]]:
+    if "Records" in event:
+        for record in parse(event=event, model=SnsModel).Records:
+            if wanted := _in_message(str(record.Sns.Message)):
+                yield wanted, _arrival(record.Sns.Timestamp), record.Sns.MessageId
+        return
+    told = parse(event=event, model=EventBridgeModel)
+    if told.detail_type != "StopRequested":
+        raise ValueError(f"the detail-type is {told.detail_type[:60]!r}; only StopRequested is known")
+    yield StopRequested.model_validate(told.detail), _arrival(told.time), told.id
+
+
+def _in_message(text: str) -> StopRequested | None:
+    """What a message of SNS asks for; None where it is an alarm that does not go off."""
+    if not text.lstrip().startswith(("{", "[")):
+        return StopRequested(all=True)  # AWS Budgets
+    told = from_json(text)
+    if isinstance(told, dict) and "NewStateValue" in told:
+        return StopRequested(all=True) if told["NewStateValue"] == "ALARM" else None
+    return StopRequested.model_validate(told)
+
+
+def _arrival(at: datetime) -> Arrival:
+    # EventBridge tells whole seconds: a run of the same second is meant, for a stop too many can be sent again.
+    end = at if at.microsecond else at + timedelta(milliseconds=999)
+    return Arrival(round(end.timestamp() * 1000))

@@ -1,0 +1,235 @@
+"""The control function's handler in a process of its own, over the stack's Valkey: calls, and stops that are events."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from haltline.redis_scripts import SLACK_MS
+from tests.contract.client import LONG, new_chat, script
+from tests.integration.control_process import ControlProcess, event_bridge, rest_event, sns
+from tests.stack import Stack
+
+ALARM = {"AlarmName": "spend", "NewStateValue": "ALARM", "OldStateValue": "OK", "NewStateReason": "Threshold Crossed"}
+
+
+@pytest.fixture(scope="module")
+def control(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlProcess]:
+    started = ControlProcess(
+        Path(tmp_path_factory.mktemp("control")), REDIS_URL=stack.redis_url, SESSION_DIR=str(stack.session_dir)
+    )
+    yield started
+    started.end()
+
+
+class Reading:
+    """A chat's stream, read as far as its first text."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self._lines = answer.iter_lines()
+        self.run_id = answer.headers["x-run-id"]
+        while next(self._lines) != "data: tick ":
+            pass
+
+    def closing(self) -> str:
+        """The name of the closing frame."""
+        return next(line.partition(": ")[2] for line in self._lines if line.startswith("event: "))
+
+
+@contextmanager
+def live(stack: Stack, chat_id: str) -> Iterator[Reading]:
+    """A run of a minute, under way on the first replica."""
+    url = f"{stack.replicas[0].url}/api/v1/chat/{chat_id}"
+    with httpx.stream("POST", url, json={"message": LONG}, timeout=20) as answer:
+        yield Reading(answer)
+
+
+def iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# ---- calls through API Gateway
+
+
+def test_a_stop_halts_the_run_of_a_replica_and_says_so(control: ControlProcess, stack: Stack) -> None:
+    chat_id = new_chat()
+    with live(stack, chat_id) as run:
+        status, told = control.call("POST", f"/api/v1/stop/{chat_id}", query={"wait": "5"})
+        assert (status, told["status"], told["run_id"]) == (200, "stopped", run.run_id)
+        assert told["halted_ms"] < 5000
+        assert run.closing() == "stopped"
+    assert control.counted("StopsStopped")[-1] == 1
+
+
+def test_the_calls_that_answer_at_once(control: ControlProcess, stack: Stack) -> None:
+    chat_id = new_chat()
+    said = httpx.post(
+        f"{stack.replicas[0].url}/api/v1/chat/{chat_id}", json={"message": script(text="Hello.")}, timeout=20
+    )
+    assert "event: done" in said.text
+    assert control.call("GET", f"/api/v1/chat/{chat_id}")[1]["status"] == "idle"
+    entries = control.call("GET", f"/api/v1/chat/{chat_id}/messages")[1]["messages"]
+    assert [entry["role"] for entry in entries] == ["user", "assistant"]
+    assert chat_id in [c["chat_id"] for c in control.call("GET", "/api/v1/chats", query={"limit": "5"})[1]["chats"]]
+    assert control.call("GET", "/health") == (200, {**control.call("GET", "/api/v1/health")[1], "redis": "connected"})
+    bulk = control.call("POST", "/api/v1/stop/bulk", {"chat_ids": [chat_id, "b"]})[1]
+    assert (bulk["total"], bulk["successful"]) == (2, 2)
+    assert control.call("DELETE", f"/api/v1/chat/{chat_id}") == (200, {"status": "deleted", "chat_id": chat_id})
+    assert control.call("DELETE", f"/api/v1/chat/{chat_id}")[0] == 404
+    assert control.call("POST", f"/api/v1/chat/{chat_id}", {"message": "Hi."})[0] == 405, "it serves no chat"
+    assert control.call("POST", "/api/v1/stop/bulk", {"chat_ids": []})[0] == 422
+
+
+def test_a_call_without_claims_is_refused(control: ControlProcess) -> None:
+    answer = control.invoke(rest_event("GET", "/api/v1/chats", sub=None))
+    assert (answer["statusCode"], answer["headers"]["x-replica"]) == (401, "control")
+
+
+def test_a_stop_counts_from_api_gateways_time(control: ControlProcess, stack: Stack) -> None:
+    chat_id = new_chat()
+    with live(stack, chat_id) as run:
+        late = control.call("POST", f"/api/v1/stop/{chat_id}", query={"wait": "1"}, at=time.time() - 60)
+        assert late[1]["status"] == "idle", "it was sent before the run's message"
+        control.call("POST", f"/api/v1/stop/{chat_id}")
+        assert run.closing() == "stopped"
+
+
+def test_each_line_of_the_log_carries_the_requests_id(control: ControlProcess) -> None:
+    control.call("GET", "/api/v1/chats")
+    line = [line for line in control.logs if "message" in line][-1]
+    assert line["message"].startswith("method=<GET> path=</api/v1/chats> status=<200>")
+    assert (line["correlation_id"], line["function_request_id"]) == ("from-api-gateway", "invocation")
+    assert (line["level"], line["service"], line["replica"]) == ("INFO", "haltline-test", "control")
+
+
+# ---- stops that come as events
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param(lambda chat_id, at: event_bridge({"chat_ids": [chat_id]}, at=at), id="EventBridge"),
+        pytest.param(lambda chat_id, at: event_bridge({"all": True}, at=at), id="EventBridge, all"),
+        pytest.param(lambda chat_id, at: sns(json.dumps({"chat_ids": [chat_id]}), at=at), id="SNS"),
+        pytest.param(lambda chat_id, at: sns(json.dumps(ALARM), at=at), id="an alarm"),
+        pytest.param(lambda chat_id, at: sns("AWS Budget Notification\nlimit exceeded", at=at), id="a budget"),
+    ],
+)
+def test_an_event_stops_what_ran_when_it_was_sent_and_nothing_later(
+    control: ControlProcess, stack: Stack, event: Callable[[str, str], dict[str, object]]
+) -> None:
+    chat_id = new_chat()
+    with live(stack, chat_id) as run:
+        sent = event(chat_id, iso(time.time()))
+        assert control.invoke(sent) == {"stops": 1}
+        assert run.closing() == "stopped"
+    time.sleep(2 * SLACK_MS / 1000)  # within it the clock of the event and that of the bus are not told apart
+    with live(stack, chat_id) as later:
+        assert control.invoke(sent)["stops"] == 1, "delivered once more"
+        status = httpx.get(f"{stack.replicas[1].url}/api/v1/chat/{chat_id}").json()
+        assert (status["status"], status["run_id"]) == ("running", later.run_id)
+        control.call("POST", f"/api/v1/stop/{chat_id}")
+        assert later.closing() == "stopped"
+
+
+def test_all_means_all(control: ControlProcess, stack: Stack) -> None:
+    with ExitStack() as runs:
+        under_way = [runs.enter_context(live(stack, new_chat())) for _ in range(5)]
+        assert control.invoke(event_bridge({"all": True}, at=iso(time.time()))) == {"stops": 5}
+        assert [run.closing() for run in under_way] == ["stopped"] * 5
+
+
+def test_an_event_of_whole_seconds_means_the_runs_of_that_second(control: ControlProcess, stack: Stack) -> None:
+    chat_id = new_chat()
+    with live(stack, chat_id) as run:
+        second = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        control.invoke(event_bridge({"chat_ids": [chat_id]}, at=second))
+        assert run.closing() == "stopped"
+
+
+def test_an_alarm_that_is_over_stops_nothing(control: ControlProcess) -> None:
+    over = json.dumps({**ALARM, "NewStateValue": "OK"})
+    assert control.invoke(sns(over, at=iso(time.time()))) == {"stops": 0}
+
+
+@pytest.mark.parametrize(
+    ("event", "says"),
+    [
+        pytest.param(event_bridge({}), "chat_ids", id="neither"),
+        pytest.param(event_bridge({"all": True, "chat_ids": ["a"]}), "chat_ids", id="both"),
+        pytest.param(event_bridge({"chat_ids": ["../x"]}), "pattern", id="no chat id"),
+        pytest.param(event_bridge({"all": True}, detail_type="RunStopped"), "StopRequested", id="another kind"),
+        pytest.param(sns('{"chat_ids": [', at="2026-01-01T00:00:00Z"), "EOF", id="half JSON"),
+        pytest.param(sns('["a"]', at="2026-01-01T00:00:00Z"), "StopRequested", id="a list"),
+        pytest.param({"Records": [{"s3": {}}]}, "Sns", id="an event of S3"),
+        pytest.param({"what": "ever"}, "detail-type", id="anything"),
+    ],
+)
+def test_an_event_that_cannot_be_read_fails_and_stops_nothing(
+    control: ControlProcess, stack: Stack, event: dict[str, object], says: str
+) -> None:
+    with live(stack, new_chat()) as run:
+        failed = control.invoke(event)
+        assert says in failed["errorMessage"], failed
+        with pytest.raises(TimeoutError):  # a failing event leaves the run alone
+            _soon(run)
+
+
+def _soon(run: Reading) -> None:
+    """Raises: TimeoutError where ten more pieces of text come and no closing frame."""
+    for _ in range(10):
+        if next(line for line in run._lines if line).startswith("event: "):
+            return
+    raise TimeoutError
+
+
+# ---- without the bus, before a snapshot
+
+
+def test_an_event_is_delivered_again_where_the_bus_is_gone(tmp_path: Path) -> None:
+    control = ControlProcess(tmp_path, REDIS_URL="unix:///nowhere/redis.sock")
+    try:
+        assert control.call("POST", "/api/v1/stop/a")[0] == 503
+        assert control.invoke(event_bridge({"chat_ids": ["a", "b"]})) == {
+            "errorType": "StopsFailed",
+            "errorMessage": "2 of 2 stops could not be stored, a among them",
+        }
+        assert control.invoke(event_bridge({"all": True}))["errorType"] == "BusUnavailable"
+        assert control.counted("StopsFailed") == [1, 1, 1]
+    finally:
+        control.end()
+
+
+def test_the_init_connects_to_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        control = ControlProcess(tmp_path, REDIS_URL=f"redis://127.0.0.1:{server.getsockname()[1]}")
+        control.before_snapshot()
+        control.end()
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_two_environments_of_one_snapshot_differ(stack: Stack, tmp_path: Path) -> None:
+    """A snapshot holds the state of random generators, and the id that tells one replica from another."""
+    control = ControlProcess(tmp_path, REDIS_URL=stack.redis_url)
+    try:
+        control.before_snapshot()
+        seen = []
+        for _ in range(2):
+            control.look("__import__('random').seed(7)")  # as the snapshot left it
+            control.after_restore()
+            seen.append(control.look("(handler._resources.bus.replica_id, __import__('random').random())"))
+            assert control.call("POST", f"/api/v1/stop/{new_chat()}", query={"wait": "1"})[1]["status"] == "idle"
+        assert seen[0][0] != seen[1][0]
+        assert seen[0][1] != seen[1][1]
+    finally:
+        control.end()

@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from local.runtime_api.api import RuntimeAPI
 from local.runtime_api.invocation import Ending, Invocation
@@ -78,14 +77,12 @@ class Environment:
                 self._start(command)
             self._wait_until_idle(60)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         self.init_seconds = time.monotonic() - begun
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._signal(signal.SIGCONT)
         self._signal(signal.SIGTERM)

@@ -6,11 +6,14 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
 
 from local.runtime_api.environment import Environment
 from local.runtime_api.invocation import Invocation
-from tests.contract.client import Event, EventStream
-from tests.stack import ROOT, Stack, free_port
+from tests.contract.client import Event, EventStream, stop_url
+from tests.stack import ROOT, Replica, Stack, free_port
 
 ADAPTER = ROOT / "build" / "lambda-adapter" / "bin" / "lambda-adapter"
 CODE = ROOT / "functions" / "chat"
@@ -39,6 +42,30 @@ def chat_function(stack: Stack, layers: Sequence[Path], log: Path, **env: str) -
         yield environment
 
 
+class Started:
+    """Environments by their settings. One that is over or busy, as after a test that failed, is replaced by another."""
+
+    def __init__(self, stack: Stack, layers: Sequence[Path], directory: Path) -> None:
+        self._stack, self._layers, self._directory = stack, layers, directory
+        self._running: dict[tuple[tuple[str, str], ...], Environment] = {}
+        self._all = contextlib.ExitStack()
+
+    def get(self, **env: str) -> Environment:
+        key = tuple(sorted(env.items()))
+        found = self._running.get(key)
+        if found is None or not found.api.idle.wait(1):
+            log = self._directory / f"{len(self._running)}.log"
+            found = self._all.enter_context(chat_function(self._stack, self._layers, log, **env))
+            self._running[key] = found
+        return found
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._all.close()
+
+
 def events_of(invocation: Invocation) -> list[Event]:
     """What a client of the stream has been told so far."""
     stream = EventStream()
@@ -57,3 +84,11 @@ def closing_of(invocation: Invocation) -> list[tuple[str, str]]:
 def has_said(text: str) -> Callable[[Invocation], bool]:
     """For `Invocation.until`."""
     return lambda invocation: text in text_of(invocation)
+
+
+def stopped_through(http: httpx.Client, control: Replica, chat: str, **params: Any) -> dict[str, Any]:
+    """Stop a chat through another process and wait for its owner's word."""
+    answer = http.post(stop_url(control, chat), params={"wait": 10, **params})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found

@@ -12,7 +12,7 @@ import httpx2 as httpx
 import pytest
 
 from local.runtime_api.environment import Environment
-from tests.aws.chat_function import ADAPTER, chat_function
+from tests.aws.chat_function import ADAPTER, Started
 from tests.fake_bedrock import RunningFakeBedrock, running_fake_bedrock
 from tests.stack import ROOT, Replica, Stack, running_stack
 
@@ -62,13 +62,19 @@ def http() -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def function(
+@pytest.fixture(scope="session")
+def functions(
     adapter: None, stack: Stack, layers: list[Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Environment]:
+) -> Iterator[Started]:
+    """Environments of the function, started as they are asked for."""
+    with Started(stack, layers, Path(tmp_path_factory.mktemp("functions"))) as started:
+        yield started
+
+
+@pytest.fixture
+def function(functions: Started) -> Environment:
     """The function with the scripted model."""
-    with chat_function(stack, layers, Path(tmp_path_factory.mktemp("function")) / "log") as running:
-        yield running
+    return functions.get()
 
 
 @pytest.fixture(scope="module")

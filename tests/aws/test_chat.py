@@ -5,31 +5,23 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
+import redis
 
 from local.runtime_api.environment import Environment
 from local.runtime_api.invocation import Ending, Invocation
 from tests.aws import events
-from tests.aws.chat_function import chat_function, closing_of, has_said, text_of
+from tests.aws.chat_function import Started, closing_of, has_said, stopped_through, text_of
 from tests.contract.client import DONE, LONG, STOPPED, chat_url, new_chat, new_run, script, stop_url
 from tests.fake_bedrock import RunningFakeBedrock
 from tests.stack import Replica, Stack, free_port
 
 WORDS = ["One ", "two\n", "three ", "[DONE] ", "vier – 5"]
 HI = script(chunks=["Hello"])
-
-
-def stopped_through(http: httpx.Client, control: Replica, chat: str, **params: Any) -> dict[str, Any]:
-    """Stop a chat through another process and wait for its owner's word."""
-    answer = http.post(stop_url(control, chat), params={"wait": 10, **params})
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
 
 
 def transcript(http: httpx.Client, control: Replica, chat: str) -> list[dict[str, Any]]:
@@ -130,10 +122,9 @@ def test_a_chat_with_a_live_run_is_refused(function: Environment, control: Repli
         assert _refusal(function.invoke(events.rest(chat, {"message": HI})).finish()) == 409
 
 
-def test_without_the_bus_no_run_begins(adapter: None, stack: Stack, layers: list[Path], tmp_path: Path) -> None:
-    nowhere = f"redis://127.0.0.1:{free_port()}/0"
-    with chat_function(stack, layers, tmp_path / "log", REDIS_URL=nowhere) as function:
-        assert _refusal(function.invoke(events.rest(new_chat(), {"message": HI})).finish()) == 503
+def test_without_the_bus_no_run_begins(functions: Started) -> None:
+    function = functions.get(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+    assert _refusal(function.invoke(events.rest(new_chat(), {"message": HI})).finish()) == 503
 
 
 def _refusal(invocation: Invocation) -> int:
@@ -215,28 +206,22 @@ def test_invocations_share_nothing_but_the_process(function: Environment, contro
 def test_between_invocations_nothing_is_done(function: Environment, stack: Stack) -> None:
     function.invoke(events.rest(new_chat(), {"message": HI})).finish()
     assert function.api.idle.wait(10)
-    # A connection of the bus may still have to close; from then on there is silence, for longer than a pulse period.
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        before = _spent(function, stack)
-        time.sleep(3)  # in which nothing is to happen
-        after = _spent(function, stack)
-        if (after[0] - before[0], after[1] - before[1] < 0.1) == (1, True):
-            return
-    pytest.fail(f"commands and CPU seconds went on: {before} {after}")
+    with redis.Redis.from_url(stack.redis_url) as bus:
+        bus.ping()
+        before = _commands(bus), sum(map(_cpu, function.processes))
+        time.sleep(3)  # longer than a pulse's period; nothing is to happen
+        after = _commands(bus), sum(map(_cpu, function.processes))
+    assert after[0] - before[0] == 1, "of this test itself"
+    assert after[1] - before[1] < 0.1
 
 
-def _spent(function: Environment, stack: Stack) -> tuple[int, float]:
-    """Commands that the bus has served, and CPU seconds of the function's processes (Linux)."""
-    import redis
-
-    with redis.Redis.from_url(stack.redis_url) as client:
-        client.ping()  # the connection's own greetings come before the count
-        commands = int(client.info("stats")["total_commands_processed"])  # type: ignore[index]
-    return commands, sum(map(_cpu, function.processes))
+def _commands(bus: redis.Redis) -> int:
+    info: Any = bus.info("stats")
+    return int(info["total_commands_processed"])
 
 
 def _cpu(process: Any) -> float:
+    """Seconds (Linux)."""
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -244,26 +229,16 @@ def _cpu(process: Any) -> float:
 # ---- Bedrock
 
 
-@pytest.fixture(scope="module")
-def on_bedrock(
-    adapter: None,
-    stack: Stack,
-    layers: list[Path],
-    bedrock: RunningFakeBedrock,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Environment]:
+@pytest.fixture
+def on_bedrock(functions: Started, bedrock: RunningFakeBedrock) -> Environment:
     """The function with the product's own model, whose provider is the fake Bedrock."""
-    with chat_function(
-        stack,
-        layers,
-        Path(tmp_path_factory.mktemp("on-bedrock")) / "log",
+    return functions.get(
         MODEL_PROVIDER="bedrock",
         AWS_ENDPOINT_URL_BEDROCK_RUNTIME=bedrock.url,
         AWS_ACCESS_KEY_ID="ASIAEXAMPLE",
         AWS_SECRET_ACCESS_KEY="example",
         AWS_SESSION_TOKEN="example",
-    ) as running:
-        yield running
+    )
 
 
 def test_a_stop_on_lambda_reaches_bedrock(

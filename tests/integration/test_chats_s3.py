@@ -204,9 +204,10 @@ async def test_a_scan_tells_chats_only_and_reads_page_after_page(store: S3ChatSt
         for name, content in (others | {f"chats/{n}.txt": body for n in range(1000)}).items():
             assert http.put(name, content=content).status_code == 200
     aws.seen.clear()
-    assert sorted((i, n) for i, n, _ in await store.scan()) == [("one", 1), ("two", 2)]
+    found = sorted(await store.scan())
+    assert [(i, n) for i, n, _ in found] == [("one", 1), ("two", 2)]
     assert aws.seen.count(f"GET /{bucket}") == 2
-    assert all(before - 1 <= at <= time.time() + 1 for *_, at in await store.scan())
+    assert all(before - 1 <= at <= time.time() + 1 for *_, at in found)
 
 
 # ---- an S3 that cannot be used
@@ -246,6 +247,22 @@ def no_credentials(aws: Aws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("no_credentials")
+async def test_a_store_is_warmed_without_credentials(
+    bucket: str, canned: Callable[[bytes], Canned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot must hold none: they are another environment's by the time it is used."""
+    found = b'{"AccessKeyId": "a", "SecretAccessKey": "b", "Token": "c", "Expiration": "2999-01-01T00:00:00Z"}'
+    server = canned(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(found), found))
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{server.url}/credentials")
+    store = S3ChatStore(bucket, REGION)
+    store.warm()
+    assert server.asked == 0
+    with pytest.raises(ChatStoreError):
+        await store.scan()
+    assert server.asked > 1
+
+
+@pytest.mark.usefixtures("no_credentials")
 async def test_no_credentials(bucket: str) -> None:
     assert set(await each_verb(S3ChatStore(bucket, REGION))) == {
         "no AWS credentials were found; set AWS_PROFILE, or give the process a role"
@@ -255,7 +272,7 @@ async def test_no_credentials(bucket: str) -> None:
 async def test_a_profile_that_is_not_there(aws: Aws, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(ChatStoreError, match="check AWS_PROFILE"):
-        S3ChatStore(bucket, REGION).warm()
+        await S3ChatStore(bucket, REGION).scan()
     monkeypatch.setenv("AWS_PROFILE", "")  # not set, as everywhere
     await S3ChatStore(bucket, REGION).scan()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import cache
 from typing import Any
 
 
@@ -24,6 +25,13 @@ class Client:
         self._made: Any = None
         self._making = threading.Lock()
 
+    def warm(self) -> None:
+        """Load all that making the client needs, for every other client too, and look for no credentials yet."""
+        for name in ("endpoints", "partitions", "sdk-default-configuration", "_retry"):
+            _loader().load_data(name)
+        for kind in ("service-2", "endpoint-rule-set-1"):
+            _loader().load_service_model(self._service, kind)
+
     def get(self) -> Any:
         """Botocore's client. The first call makes it and connects to nothing of the service.
 
@@ -37,7 +45,18 @@ class Client:
                 # Empty is not set, as everywhere. botocore would look for a profile of that name.
                 if os.environ.get("AWS_PROFILE") == "":
                     del os.environ["AWS_PROFILE"]
-                self._made = botocore.session.get_session().create_client(
+                session = botocore.session.get_session()
+                session.register_component("data_loader", _loader())
+                self._made = session.create_client(
                     self._service, region_name=self._region, config=Config(**self._config)
                 )
             return self._made
+
+
+@cache
+def _loader() -> Any:
+    """What botocore knows of services, read from its files once a process: half of what making a client takes."""
+    import botocore.loaders
+    import botocore.session
+
+    return botocore.loaders.create_loader(botocore.session.get_session().get_config_variable("data_path"))

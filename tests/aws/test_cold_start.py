@@ -58,7 +58,7 @@ class Start:
         told = os.read(reading, 1)
         wall = time.perf_counter() - begun
         os.close(reading)
-        process.send_signal(signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)  # Popen might reap it, and its times with it
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.stderr

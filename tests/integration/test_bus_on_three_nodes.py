@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -30,10 +29,8 @@ def way(cluster: Cluster) -> Way:
 
 
 @pytest.fixture
-async def redis(cluster: Cluster) -> AsyncIterator[Operator]:
-    operator = Operator(cluster)
-    yield operator
-    await operator.aclose()
+def redis(cluster: Cluster) -> Operator:
+    return Operator(cluster)
 
 
 async def test_many_runs_share_pulses_and_looks(make_bus: Any, redis: Operator, chat: str) -> None:

@@ -21,7 +21,7 @@ from haltline.agent import AgentSource
 from haltline.chat_index import ChatIndex
 from haltline.events import Done, Event, Failed, Stopped, Text
 from haltline.execution import Execution
-from haltline.observability import Metrics
+from haltline.metrics import Metrics
 from haltline.runner import Deps, Runner
 from haltline.runs import Arrival, Outcome, StopReason, live_token
 from haltline.scripted import ScriptedModel

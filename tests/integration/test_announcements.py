@@ -21,7 +21,7 @@ from haltline.agent import AgentSource
 from haltline.announcements import AT_ONCE, Announcements
 from haltline.chat_index import ChatIndex
 from haltline.events import Done, Failed, Stopped
-from haltline.observability import Metrics
+from haltline.prometheus import PrometheusMetrics
 from haltline.runner import Deps, Runner
 from haltline.runs import Arrival, Outcome, Receipt, StopReason, Usage
 from haltline.settings import Settings
@@ -72,7 +72,7 @@ def event_bus(aws: Aws) -> EventBus:
     ],
 )
 async def test_an_event_tells_the_receipt(receipt: Receipt, detail_type: str, event_bus: EventBus) -> None:
-    metrics = Metrics()
+    metrics = PrometheusMetrics()
     announcements = Announcements(event_bus.name, REGION, "replica1", metrics)
     await announcements.run_ended("trip", receipt, Usage(12, 34, estimated=True), 5678)
     [event] = event_bus.heard()
@@ -92,7 +92,7 @@ async def test_an_event_tells_the_receipt(receipt: Receipt, detail_type: str, ev
     assert lost(metrics) == 0
 
 
-def lost(metrics: Metrics) -> float | None:
+def lost(metrics: PrometheusMetrics) -> float | None:
     return metrics.registry.get_sample_value("haltline_events_lost_total")
 
 
@@ -101,7 +101,7 @@ async def test_an_event_whose_answer_was_lost_is_sent_again(event_bus: EventBus)
         event_bus.aws.lose_reply = None
         return True
 
-    metrics = Metrics()
+    metrics = PrometheusMetrics()
     event_bus.aws.lose_reply = lose
     await Announcements(event_bus.name, REGION, "replica1", metrics).run_ended(
         "trip", Receipt("r", Outcome.DONE), Usage(), 1
@@ -126,7 +126,7 @@ async def test_an_event_that_is_lost_is_counted_and_no_more(
     answer: bytes | None, canned: Callable[[bytes | None], Canned]
 ) -> None:
     canned(answer)
-    metrics = Metrics()
+    metrics = PrometheusMetrics()
     announcements = Announcements("default", REGION, "replica1", metrics)
     async with asyncio.timeout(SOON):
         await announcements.run_ended("trip", Receipt("r", Outcome.DONE), Usage(), 1)
@@ -146,7 +146,7 @@ async def test_an_eventbridge_that_answers_in_drops_is_left_alone(aws: Aws, monk
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL_EVENTBRIDGE", f"http://127.0.0.1:{server.getsockname()[1]}")
         threading.Thread(target=drip, daemon=True).start()
-        metrics = Metrics()
+        metrics = PrometheusMetrics()
         try:
             async with asyncio.timeout(SOON):
                 await Announcements("default", REGION, "r", metrics).run_ended(
@@ -161,7 +161,7 @@ async def test_a_dead_eventbridge_holds_up_neither_many_nor_the_threads_of_other
     canned: Callable[[None], Canned],
 ) -> None:
     canned(None)
-    metrics = Metrics()
+    metrics = PrometheusMetrics()
     announcements = Announcements("default", REGION, "replica1", metrics)
     async with asyncio.timeout(SOON):
         ends = [announcements.run_ended("trip", Receipt("r", Outcome.DONE), Usage(), 1) for _ in range(4 * AT_ONCE)]
@@ -180,7 +180,7 @@ class HeldUp(Announcements):
     """It goes on when the test lets it."""
 
     def __init__(self) -> None:
-        super().__init__("default", REGION, "replica1", Metrics())
+        super().__init__("default", REGION, "replica1", PrometheusMetrics())
         self.free, self.told = asyncio.Event(), asyncio.Event()
         self.receipts: list[Receipt] = []
 
@@ -197,7 +197,7 @@ async def bench_with(make_bus: Any, tmp_path: Path, request: pytest.FixtureReque
     async def make(announcements: Announcements) -> Bench:
         bus, other = await make_bus("runs"), await make_bus("stops")
         agents, store = StepAgents(), StepStore(tmp_path)
-        deps = Deps(bus, store, ChatIndex(bus.redis, bus, store), agents, Metrics(), 600, announcements)  # type: ignore[arg-type]
+        deps = Deps(bus, store, ChatIndex(bus.redis, bus, store), agents, PrometheusMetrics(), 600, announcements)  # type: ignore[arg-type]
         chat = f"announced-{abs(hash(request.node.name))}"
         benches.append(Bench(Runner(deps), agents, store, bus, other, chat))
         return benches[-1]
@@ -211,7 +211,7 @@ async def test_a_dead_eventbridge_delays_no_frame_and_no_message(
     bench_with: Any, canned: Callable[[None], Canned]
 ) -> None:
     canned(None)
-    bench = await bench_with(Announcements("default", REGION, "replica1", Metrics()))
+    bench = await bench_with(Announcements("default", REGION, "replica1", PrometheusMetrics()))
     executions = []
     for n in range(3):
         execution = await bench.running("Hel", "lo")  # not refused: the chat is free
@@ -261,7 +261,7 @@ async def test_a_replica_that_ends_lets_events_out(bench_with: Any) -> None:
 
 
 async def test_a_run_that_could_not_be_saved_is_told_so(bench_with: Any, event_bus: EventBus) -> None:
-    bench = await bench_with(Announcements(event_bus.name, REGION, "replica1", Metrics()))
+    bench = await bench_with(Announcements(event_bus.name, REGION, "replica1", PrometheusMetrics()))
     execution = await bench.running("Hel")
     bench.store.broken = True
     bench.agents.end()

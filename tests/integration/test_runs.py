@@ -18,7 +18,7 @@ from haltline import runner
 from haltline.chat_index import ChatIndex
 from haltline.events import Done, Event, Failed, Stopped, Text
 from haltline.execution import Execution
-from haltline.observability import Metrics
+from haltline.metrics import Metrics
 from haltline.redis_bus import RedisBus
 from haltline.runner import Deps, Draining, Runner
 from haltline.runs import Arrival, Outcome, StopReason, new_run_id

@@ -15,7 +15,7 @@ from haltline.chat_index import ChatIndex
 from haltline.chats import ChatDocument, VersionConflict
 from haltline.events import Closing, Event
 from haltline.execution import Execution
-from haltline.observability import Metrics
+from haltline.metrics import Metrics
 from haltline.redis_bus import RedisBus
 from haltline.resources import Resources
 from haltline.runner import Deps, Runner

@@ -20,7 +20,7 @@ from haltline.chats import FileChatStore
 from haltline.events import Done, Event, Text
 from haltline.execution import Execution
 from haltline.history import STOPPED_NOTE
-from haltline.observability import Metrics
+from haltline.metrics import Metrics
 from haltline.redis_bus import RedisBus
 from haltline.runner import Deps, Runner
 from haltline.runs import Arrival, Receipt

@@ -68,7 +68,8 @@ os.environ["AWS_LAMBDA_FUNCTION_NAME"] = "control"
 sys.path.insert(0, {str(ROOT / "functions/control")!r})
 from app import handler
 # Powertools imports botocore's name and nothing of it.
-found["the function's init"] = sorted(set(sys.modules) & {{"boto3", "botocore.session", "mcp", "openai", "strands"}})
+heavy = {{"boto3", "botocore.session", "mcp", "openai", "prometheus_client", "strands"}}
+found["the function's init"] = sorted(set(sys.modules) & heavy)
 
 handler.prepare()
 found["prepared"] = sorted(set(sys.modules) & {{"mcp", "openai", "strands"}})

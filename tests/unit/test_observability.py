@@ -18,7 +18,8 @@ from haltline.agent import AgentSource
 from haltline.app import make_app
 from haltline.chats import ChatDocument
 from haltline.edge import Edge
-from haltline.observability import Metrics, configure_logging
+from haltline.observability import configure_logging
+from haltline.prometheus import PrometheusMetrics
 from haltline.resources import Resources
 from haltline.runner import Deps, Runner
 from haltline.runs import Arrival, Outcome, Receipt, Run, StopReason, Usage
@@ -300,7 +301,7 @@ class OneChat:
 @pytest.fixture
 def app() -> FastAPI:
     settings = settings_of()
-    bus, chats, metrics = OneRun(), OneChat(), Metrics()
+    bus, chats, metrics = OneRun(), OneChat(), PrometheusMetrics()
     resources = Resources(settings, bus, chats, chats, metrics)  # type: ignore[arg-type]
     resources.runs = Runner(Deps(bus, chats, chats, AgentSource(settings), metrics, 60))  # type: ignore[arg-type]
     return make_app(resources)
@@ -349,12 +350,12 @@ async def test_each_line_of_a_turn_is_one_line(app: FastAPI, capsys: pytest.Capt
 # ---- metrics
 
 
-def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
+def sample(metrics: PrometheusMetrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
 def test_ends_are_counted_by_outcome_and_reason() -> None:
-    metrics = Metrics()
+    metrics = PrometheusMetrics()
     metrics.ended(Receipt("r", Outcome.STOPPED, StopReason.USER, halted_ms=3.0), Usage())
     metrics.ended(Receipt("r", Outcome.DONE), Usage())
     metrics.ended(None, Usage())
@@ -367,7 +368,7 @@ def test_ends_are_counted_by_outcome_and_reason() -> None:
 
 
 def test_tokens_are_counted_and_those_of_stopped_runs_apart() -> None:
-    metrics = Metrics()
+    metrics = PrometheusMetrics()
     metrics.ended(Receipt("r", Outcome.STOPPED, StopReason.USER), Usage(100, 7, estimated=True))
     metrics.ended(Receipt("r", Outcome.DONE), Usage(10, 20))
     metrics.ended(None, Usage(1, 2))
@@ -377,8 +378,8 @@ def test_tokens_are_counted_and_those_of_stopped_runs_apart() -> None:
 
 
 def test_two_apps_in_one_process_count_apart() -> None:
-    one, other = Metrics(), Metrics()
-    one.live_runs.inc()
+    one, other = PrometheusMetrics(), PrometheusMetrics()
+    one.run_began()
     one.stop_answered("idle")
     assert (sample(one, "haltline_live_runs"), sample(other, "haltline_live_runs")) == (1, 0)
     assert (
@@ -391,6 +392,6 @@ def test_two_apps_in_one_process_count_apart() -> None:
 
 
 def test_the_text_is_that_of_prometheus() -> None:
-    lines = Metrics().text().decode().splitlines()
+    lines = PrometheusMetrics().text().decode().splitlines()
     assert "# TYPE haltline_live_runs gauge" in lines
     assert "haltline_live_runs 0.0" in lines

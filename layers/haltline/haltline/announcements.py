@@ -13,7 +13,7 @@ from anyio import CapacityLimiter, to_thread
 from loguru import logger
 
 from haltline.aws import Client
-from haltline.observability import Metrics
+from haltline.metrics import Metrics
 from haltline.runs import Outcome, Receipt, Usage
 
 LIMIT = 2.0  # seconds that an event may take in all

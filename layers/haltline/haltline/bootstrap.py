@@ -6,7 +6,8 @@ from haltline.announcements import Announcements
 from haltline.chat_index import ChatIndex
 from haltline.chats import ChatStore, ChatStoreError, FileChatStore
 from haltline.chats_s3 import S3ChatStore
-from haltline.observability import Metrics, configure_logging
+from haltline.metrics import Metrics
+from haltline.observability import configure_logging
 from haltline.redis_bus import RedisBus
 from haltline.redis_connection import credentials_of
 from haltline.resources import Resources
@@ -59,7 +60,9 @@ def _metrics() -> Metrics:
         from haltline.lambda_telemetry import EmfMetrics
 
         return EmfMetrics()
-    return Metrics()
+    from haltline.prometheus import PrometheusMetrics  # nobody asks a Lambda function
+
+    return PrometheusMetrics()
 
 
 def _make_store(settings: Settings) -> ChatStore:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools import Metrics as Emf
 
-from haltline.observability import Metrics
+from haltline.metrics import Metrics
 from haltline.runs import Outcome, Receipt, Usage
 from haltline.settings import Settings
 
@@ -49,15 +49,13 @@ def powertools_sink(settings: Settings) -> Callable[[Message], None]:
 
 
 class EmfMetrics(Metrics):
-    """Also kept for CloudWatch, which is told once a request. Errors in mid-stream are no errors to Lambda."""
+    """Kept for CloudWatch, which is told once a request. Errors in mid-stream are no errors to Lambda."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._emf = Emf(namespace=NAMESPACE)
 
     def ended(self, receipt: Receipt | None, usage: Usage) -> None:
         """Count the end of a run and what it used."""
-        super().ended(receipt, usage)
         self._emf.add_metric("InputTokens", "Count", usage.input_tokens)
         self._emf.add_metric("OutputTokens", "Count", usage.output_tokens)
         if receipt is None:
@@ -72,12 +70,10 @@ class EmfMetrics(Metrics):
 
     def stop_answered(self, status: str) -> None:
         """Count the answer to a stop."""
-        super().stop_answered(status)
         self._emf.add_metric(f"Stops{status.capitalize()}", "Count", 1)
 
     def event_lost(self) -> None:
         """Count an end of a run that EventBridge did not confirm."""
-        super().event_lost()
         self._emf.add_metric("EventsLost", "Count", 1)
 
     def flush(self) -> None:

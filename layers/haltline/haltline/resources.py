@@ -7,7 +7,7 @@ from typing import Protocol
 
 from haltline.chat_index import ChatIndex
 from haltline.chats import ChatStore
-from haltline.observability import Metrics
+from haltline.metrics import Metrics
 from haltline.runs import Arrival, Receipt
 from haltline.settings import Settings
 from haltline.signals import SignalBus

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from haltline.announcements import Announcements
     from haltline.chat_index import ChatIndex
     from haltline.chats import ChatStore
-    from haltline.observability import Metrics
+    from haltline.metrics import Metrics
     from haltline.signals import SignalBus
 
 
@@ -99,7 +99,7 @@ class Runner:
         if self._grace_over:
             run.token.stop(StopReason.SHUTDOWN)
         self._live[run.nonce] = execution
-        self._deps.metrics.live_runs.inc()
+        self._deps.metrics.run_began()
         self._tasks.add(execution.task)
         execution.over.add_done_callback(lambda _: self._over(execution))
         execution.task.add_done_callback(self._gone)
@@ -112,7 +112,7 @@ class Runner:
 
     def _over(self, execution: Execution) -> None:
         del self._live[execution.run.nonce]
-        self._deps.metrics.live_runs.dec()
+        self._deps.metrics.run_left()
 
     def _gone(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

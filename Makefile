@@ -136,7 +136,9 @@ sam-build: $(SAM_VENV)/.done ## sam build: the functions and layers that `make d
 sam-test: sam-build $(VENV)/.dev ## the same, and what it has made under test
 	$(PY) -m pytest -n 0 --timeout 300 tests/sam
 
-sam-invoke: $(SAM_VENV)/.done $(VENV)/.dev ## sam local invoke of each function with its events, in Docker, on a real Redis
+# Layers for this machine: a template says one architecture.
+sam-invoke: $(SAM_VENV)/.done $(VENV)/.dev lambda-adapter ## sam local invoke of each function with its events, in Docker, on a real Redis
+	@$(MAKE) --no-print-directory layers ARCHITECTURE=$$(uname -m | sed s/aarch64/arm64/)
 	@$(PY) -m local.sam_local $(ARGS)
 
 deploy: sam-build ## sam deploy (STAGE=dev|prod); asks its questions the first time

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import yaml
+from local.sam_template import ROOT as ROOT
+from local.sam_template import read_template
 
-ROOT = Path(__file__).parents[1]
 Template = dict[str, Any]
 
 
-class Loader(yaml.SafeLoader):
-    """Short forms as the long ones: `!Ref x` is {"Ref": "x"}, `!GetAtt a.b` {"Fn::GetAtt": "a.b"}."""
-
-
-def _long(loader: Loader, tag: str, node: yaml.Node) -> dict[str, Any]:
-    name = tag if tag in ("Ref", "Condition") else f"Fn::{tag}"
-    if isinstance(node, yaml.ScalarNode):
-        return {name: loader.construct_scalar(node)}
-    if isinstance(node, yaml.SequenceNode):
-        return {name: loader.construct_sequence(node, deep=True)}
-    assert isinstance(node, yaml.MappingNode)
-    return {name: loader.construct_mapping(node, deep=True)}
-
-
-Loader.add_multi_constructor("!", _long)
-TEMPLATE: Template = yaml.load((ROOT / "template.yaml").read_text(encoding="utf-8"), Loader)
+TEMPLATE: Template = read_template()
 RESOURCES: Template = TEMPLATE["Resources"]
 FUNCTIONS = {name: r for name, r in RESOURCES.items() if r["Type"] == "AWS::Serverless::Function"}
 

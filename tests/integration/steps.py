@@ -11,12 +11,14 @@ from typing import Any
 from haltline.chats import ChatDocument, ChatStoreError, FileChatStore
 from haltline.events import Text
 from haltline.history import repaired
+from haltline.runs import Usage
 
 
 class StepTurn:
     """An agent's turn that says what the test says, when it says it."""
 
     closes_upstream = True
+    usage = Usage(7, 3)
 
     def __init__(self, agents: StepAgents) -> None:
         self._agents = agents

@@ -1,4 +1,4 @@
-"""FileChatStore on a real disk, among real threads and processes, full disks and crashes."""
+"""What every ChatStore promises, over files and over S3; then FileChatStore on full disks, and in crashes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from haltline.chats import UNREADABLE, ChatDocument, ChatStoreError, FileChatStore, VersionConflict
+from haltline.chats import UNREADABLE, ChatDocument, ChatStore, ChatStoreError, FileChatStore, VersionConflict
+from haltline.chats_s3 import S3ChatStore
+from tests.moto import REGION
 
 RUN = "01JD8X5W3ZJ7V5Q9T4N2M6K8R0"
 
@@ -25,8 +27,24 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "sessions"
 
 
+@pytest.fixture(params=["files", "s3"])
+def place(request: pytest.FixtureRequest) -> Path | str:
+    """Where chats lie: a directory, or a bucket."""
+    found: Path | str = request.getfixturevalue("directory" if request.param == "files" else "bucket")
+    return found
+
+
+def store_at(place: Path | str) -> ChatStore:
+    return S3ChatStore(place, REGION) if isinstance(place, str) else FileChatStore(place)
+
+
 @pytest.fixture
-def store(directory: Path) -> FileChatStore:
+def store(place: Path | str) -> ChatStore:
+    return store_at(place)
+
+
+@pytest.fixture
+def disk(directory: Path) -> FileChatStore:
     return FileChatStore(directory)
 
 
@@ -46,10 +64,10 @@ def files(directory: Path) -> set[str]:
     return {str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file() and p.parent.name != ".locks"}
 
 
-async def file_of(store: FileChatStore, directory: Path, chat_id: str) -> Path:
+async def file_of(disk: FileChatStore, directory: Path, chat_id: str) -> Path:
     """The one file that a first save of the chat makes."""
     before = files(directory) if directory.exists() else set()
-    await store.save(chat(chat_id, "Hello"))
+    await disk.save(chat(chat_id, "Hello"))
     (name,) = files(directory) - before
     return directory / name
 
@@ -57,13 +75,13 @@ async def file_of(store: FileChatStore, directory: Path, chat_id: str) -> Path:
 # ---- one writer
 
 
-async def test_a_chat_nobody_wrote_is_empty(store: FileChatStore, directory: Path) -> None:
+async def test_a_chat_nobody_wrote_is_empty(store: ChatStore) -> None:
     assert await store.load("trip") == ChatDocument(chat_id="trip")
     assert await store.scan() == []
     await store.delete(ChatDocument(chat_id="nobody"))
 
 
-async def test_what_is_saved_is_loaded(store: FileChatStore) -> None:
+async def test_what_is_saved_is_loaded(store: ChatStore) -> None:
     document = chat("trip", "Hello", "a\r\nb\0\u2028 é水\U0001f600 [DONE]")
     document.append("assistant", "", RUN, stopped=True, reason="user", error="")
     document.snapshot = json.dumps({"n": 1, "f": 0.1, "big": 2**70, "none": None, "list": [{}, [], True]})
@@ -81,7 +99,7 @@ async def test_what_is_saved_is_loaded(store: FileChatStore) -> None:
     }
 
 
-async def test_each_save_raises_the_version_by_one(store: FileChatStore) -> None:
+async def test_each_save_raises_the_version_by_one(store: ChatStore) -> None:
     document = chat("trip")
     versions = []
     for _ in range(3):
@@ -91,26 +109,22 @@ async def test_each_save_raises_the_version_by_one(store: FileChatStore) -> None
     assert versions == [versions[0], versions[0] + 1, versions[0] + 2]
 
 
-async def test_delete(store: FileChatStore, directory: Path) -> None:
+async def test_delete(store: ChatStore) -> None:
     document = chat("trip", "Hello")
     await store.save(document)
     await store.delete(document)
     with pytest.raises(VersionConflict):
         await store.delete(document)
     assert await store.load("trip") == ChatDocument(chat_id="trip")
-    assert files(directory) == set()
+    assert await store.scan() == []
 
 
-async def test_scan_tells_each_chat_once(store: FileChatStore, directory: Path) -> None:
+async def test_scan_tells_each_chat_once(store: ChatStore) -> None:
     before = time.time()
     await store.save(chat("one", "a"))
     await store.save(chat("two", "a", "b"))
     await store.save(chat("gone", "a"))
     await store.delete(await store.load("gone"))
-    (directory / "notes.txt").write_text("{}")
-    (directory / "half.tmp").write_text(chat("half").model_dump_json())
-    (directory / "broken.json").write_text("{")
-    (directory / "directory.json").mkdir()
     found = sorted(await store.scan())
     assert [(chat_id, count) for chat_id, count, _ in found] == [("one", 1), ("two", 2)]
     assert all(before - 1 <= at <= time.time() + 1 for *_, at in found)
@@ -119,7 +133,7 @@ async def test_scan_tells_each_chat_once(store: FileChatStore, directory: Path) 
 # ---- two writers
 
 
-async def test_the_second_of_two_writers_is_told(store: FileChatStore) -> None:
+async def test_the_second_of_two_writers_is_told(store: ChatStore) -> None:
     await store.save(chat("trip", "Hello"))
     one, other = await store.load("trip"), await store.load("trip")
     one.append("user", "one", RUN)
@@ -133,7 +147,7 @@ async def test_the_second_of_two_writers_is_told(store: FileChatStore) -> None:
 
 
 @pytest.mark.parametrize("recreated", [False, True], ids=["deleted", "deleted and created again"])
-async def test_a_writer_of_a_deleted_chat_is_told(recreated: bool, store: FileChatStore) -> None:
+async def test_a_writer_of_a_deleted_chat_is_told(recreated: bool, store: ChatStore) -> None:
     stale = chat("trip", "before")
     await store.save(stale)
     await store.delete(await store.load("trip"))
@@ -146,7 +160,7 @@ async def test_a_writer_of_a_deleted_chat_is_told(recreated: bool, store: FileCh
     assert await store.load("trip") == after
 
 
-async def test_two_writers_of_a_new_chat(store: FileChatStore) -> None:
+async def test_two_writers_of_a_new_chat(store: ChatStore) -> None:
     one, other = chat("trip", "one"), chat("trip", "other")
     await store.save(one)
     with pytest.raises(VersionConflict):
@@ -154,27 +168,27 @@ async def test_two_writers_of_a_new_chat(store: FileChatStore) -> None:
     assert texts(await store.load("trip")) == ["one"]
 
 
-async def test_of_many_threads_one_wins(store: FileChatStore) -> None:
+async def test_of_many_threads_one_wins(store: ChatStore) -> None:
     await store.save(chat("trip"))
     for _ in range(10):
-        documents = [await store.load("trip") for _ in range(16)]
+        documents = [await store.load("trip") for _ in range(20)]
         for n, document in enumerate(documents):
             document.append("user", str(n), RUN)
         results = await asyncio.gather(*map(store.save, documents), return_exceptions=True)
         won = [n for n, result in enumerate(results) if result is None]
         assert len(won) == 1
-        assert [type(r) for r in results if r is not None] == [VersionConflict] * 15
+        assert [type(r) for r in results if r is not None] == [VersionConflict] * 19
         assert await store.load("trip") == documents[won[0]]
 
 
-WRITERS, LINES = 4, 20
+WRITERS, LINES = 4, 12
 
 
-def write_lines(directory: Path, writer: int, barrier: Any, told: Any) -> None:
+def write_lines(place: Path | str, writer: int, barrier: Any, told: Any) -> None:
     """A process that adds its lines to one chat, reading again whenever it is told of another writer."""
 
     async def write() -> list[int]:
-        store, versions = FileChatStore(directory), []
+        store, versions = store_at(place), []
         for n in range(LINES):
             while True:
                 document = await store.load("trip")
@@ -191,10 +205,10 @@ def write_lines(directory: Path, writer: int, barrier: Any, told: Any) -> None:
     told.put(asyncio.run(write()))
 
 
-async def test_among_processes_no_line_is_lost(store: FileChatStore, directory: Path) -> None:
+async def test_among_processes_no_line_is_lost(store: ChatStore, place: Path | str) -> None:
     spawn = multiprocessing.get_context("spawn")
     barrier, told = spawn.Barrier(WRITERS), spawn.Queue()
-    writers = [spawn.Process(target=write_lines, args=(directory, n, barrier, told)) for n in range(WRITERS)]
+    writers = [spawn.Process(target=write_lines, args=(place, n, barrier, told)) for n in range(WRITERS)]
     for writer in writers:
         writer.start()
     try:
@@ -213,10 +227,42 @@ async def test_among_processes_no_line_is_lost(store: FileChatStore, directory: 
     assert document.version == versions[-1]
 
 
+async def test_a_deletion_of_what_was_written_since_is_refused(store: ChatStore) -> None:
+    document = chat("trip", "before")
+    await store.save(document)
+    seen = await store.load("trip")
+    document.append("user", "after", RUN)
+    await store.save(document)
+    with pytest.raises(VersionConflict):
+        await store.delete(seen)
+    assert texts(await store.load("trip")) == ["before", "after"]
+
+
+@pytest.mark.parametrize("version", [0, UNREADABLE], ids=["of no chat", "of a chat that cannot be read"])
+async def test_a_deletion_that_knows_nothing_of_a_whole_chat_is_refused(version: int, store: ChatStore) -> None:
+    await store.save(chat("trip", "Hello"))
+    with pytest.raises(VersionConflict):
+        await store.delete(ChatDocument(chat_id="trip", version=version))
+    assert texts(await store.load("trip")) == ["Hello"]
+
+
+async def test_a_deletion_of_an_unreadable_chat_that_is_gone_is_refused(store: ChatStore) -> None:
+    with pytest.raises(VersionConflict):
+        await store.delete(ChatDocument(chat_id="trip", version=UNREADABLE))
+
+
+async def test_ids_that_differ_in_case_stay_apart(store: ChatStore) -> None:
+    ids = ["trip", "Trip", "TRIP", "tRIP", "trip.json", "9", "a" * 128, "-._-".join("aZ0")]
+    for chat_id in ids:
+        await store.save(chat(chat_id, chat_id))
+    assert [texts(await store.load(i)) for i in ids] == [[i] for i in ids]
+    assert sorted(i for i, *_ in await store.scan()) == sorted(ids)
+
+
 # ---- versions
 
 
-async def lifetime(store: FileChatStore, saves: int) -> list[int]:
+async def lifetime(store: ChatStore, saves: int) -> list[int]:
     """The versions of a chat from its first save to its deletion."""
     document, versions = chat("trip"), []
     for _ in range(saves):
@@ -226,7 +272,7 @@ async def lifetime(store: FileChatStore, saves: int) -> list[int]:
     return versions
 
 
-async def test_a_chat_created_again_repeats_no_version(store: FileChatStore) -> None:
+async def test_a_chat_created_again_repeats_no_version(store: ChatStore) -> None:
     versions = [version for _ in range(20) for version in await lifetime(store, 5)]
     assert len(versions) == len(set(versions)) == 100
 
@@ -266,22 +312,22 @@ asyncio.run(save_more())
 """
 
 
-async def test_a_full_disk_leaves_the_chat_as_it_was(store: FileChatStore, directory: Path) -> None:
+async def test_a_full_disk_leaves_the_chat_as_it_was(disk: FileChatStore, directory: Path) -> None:
     document = chat("trip", "Hello")
-    await store.save(document)
+    await disk.save(document)
     before = files(directory)
     ended = in_a_process(f"resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n{SAVE_MORE}", directory)
     assert (ended.returncode, ended.stdout) == (0, "the session store cannot be written: File too large True\n")
     assert files(directory) == before  # no half-written file either
-    assert await store.load("trip") == document
-    await store.save(document)
+    assert await disk.load("trip") == document
+    await disk.save(document)
 
 
-async def test_a_full_disk_and_a_new_chat(store: FileChatStore, directory: Path) -> None:
+async def test_a_full_disk_and_a_new_chat(disk: FileChatStore, directory: Path) -> None:
     ended = in_a_process(f"resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n{SAVE_MORE}", directory)
     assert (ended.returncode, ended.stdout) == (0, "the session store cannot be written: File too large True\n")
     assert files(directory) == set()
-    assert await store.load("trip") == ChatDocument(chat_id="trip")
+    assert await disk.load("trip") == ChatDocument(chat_id="trip")
 
 
 @pytest.mark.parametrize(
@@ -292,17 +338,17 @@ async def test_a_full_disk_and_a_new_chat(store: FileChatStore, directory: Path)
     ],
 )
 async def test_a_process_killed_in_a_save_leaves_the_chat_as_it_was(
-    moment: str, store: FileChatStore, directory: Path
+    moment: str, disk: FileChatStore, directory: Path
 ) -> None:
     document = chat("trip", "Hello")
-    await store.save(document)
+    await disk.save(document)
     ended = in_a_process(f"{moment}\n{SAVE_MORE}", directory)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-9, "", "")
-    assert await store.load("trip") == document
-    assert [(chat_id, count) for chat_id, count, _ in await store.scan()] == [("trip", 1)]
+    assert await disk.load("trip") == document
+    assert [(chat_id, count) for chat_id, count, _ in await disk.scan()] == [("trip", 1)]
     document.append("user", "on", RUN)
-    await store.save(document)  # its lock went with it, and what it left is in nobody's way
-    assert texts(await store.load("trip")) == ["Hello", "on"]
+    await disk.save(document)  # its lock went with it, and what it left is in nobody's way
+    assert texts(await disk.load("trip")) == ["Hello", "on"]
     assert len(files(directory)) == 1
 
 
@@ -314,6 +360,15 @@ async def test_a_store_that_is_no_directory(verb: str, tmp_path: Path) -> None:
         await getattr(store, verb)("trip" if verb == "load" else chat("trip"))
 
 
+async def test_a_scan_tells_chats_only(disk: FileChatStore, directory: Path) -> None:
+    await disk.save(chat("one", "a"))
+    (directory / "notes.txt").write_text("{}")
+    (directory / "half.tmp").write_text(chat("half").model_dump_json())
+    (directory / "broken.json").write_text("{")
+    (directory / "directory.json").mkdir()
+    assert [(chat_id, count) for chat_id, count, _ in await disk.scan()] == [("one", 1)]
+
+
 async def test_a_scan_of_no_directory_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ChatStoreError):
@@ -323,11 +378,10 @@ async def test_a_scan_of_no_directory_says_so(tmp_path: Path) -> None:
 # ---- names
 
 
-async def test_ids_that_differ_in_case_stay_apart(store: FileChatStore, directory: Path) -> None:
+async def test_names_of_files_differ_in_more_than_case(disk: FileChatStore, directory: Path) -> None:
     ids = ["trip", "Trip", "TRIP", "tRIP"]
     for chat_id in ids:
-        await store.save(chat(chat_id, chat_id))
-    assert [texts(await store.load(i)) for i in ids] == [[i] for i in ids]
+        await disk.save(chat(chat_id, chat_id))
     assert len({name.casefold() for name in files(directory)}) == len(ids)
 
 
@@ -352,17 +406,17 @@ HOSTILE = [
 ]
 
 
-async def test_no_id_leaves_the_directory(store: FileChatStore, directory: Path, tmp_path: Path) -> None:
+async def test_no_id_leaves_the_directory(disk: FileChatStore, directory: Path, tmp_path: Path) -> None:
     for chat_id in HOSTILE:
-        await store.save(chat(chat_id, chat_id))
-    assert [texts(await store.load(i)) for i in HOSTILE] == [[i] for i in HOSTILE]
+        await disk.save(chat(chat_id, chat_id))
+    assert [texts(await disk.load(i)) for i in HOSTILE] == [[i] for i in HOSTILE]
     assert [p.name for p in tmp_path.iterdir()] == ["sessions"]
     names = files(directory)
     assert len(names) == len(HOSTILE)
     assert all(len(n) < 100 and n.isascii() and n.replace(".json", "").isalnum() for n in names)
-    assert sorted(i for i, _, _ in await store.scan()) == sorted(HOSTILE)
+    assert sorted(i for i, _, _ in await disk.scan()) == sorted(HOSTILE)
     for i in HOSTILE:
-        await store.delete(await store.load(i))
+        await disk.delete(await disk.load(i))
     assert files(directory) == set()
 
 
@@ -384,37 +438,26 @@ def contents() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("content", list(contents()))
-async def test_a_file_that_cannot_be_read(content: bytes | None, store: FileChatStore, directory: Path) -> None:
-    path = await file_of(store, directory, "trip")
+async def test_a_file_that_cannot_be_read(content: bytes | None, disk: FileChatStore, directory: Path) -> None:
+    path = await file_of(disk, directory, "trip")
     path.unlink()
     if content is None:
         path.mkdir()
     else:
         path.write_bytes(content)
-    for verb in (store.load("trip"), store.save(chat("trip"))):
+    for verb in (disk.load("trip"), disk.save(chat("trip"))):
         with pytest.raises(ChatStoreError) as error:
             await verb
         assert "secret" not in str(error.value)
         assert str(directory) not in str(error.value)
     assert (path.read_bytes() if content is not None else None) == content  # not overwritten: it may yet be mended
-    assert await store.scan() == []
-    await store.save(chat("other", "Hello"))
-    assert texts(await store.load("other")) == ["Hello"]
+    assert await disk.scan() == []
+    await disk.save(chat("other", "Hello"))
+    assert texts(await disk.load("other")) == ["Hello"]
 
 
-async def test_a_chat_that_cannot_be_read_can_be_deleted(store: FileChatStore, directory: Path) -> None:
-    (await file_of(store, directory, "trip")).write_bytes(b"{")
-    await store.delete(ChatDocument(chat_id="trip", version=UNREADABLE))
-    await store.save(chat("trip", "anew"))
-    assert texts(await store.load("trip")) == ["anew"]
-
-
-async def test_a_deletion_of_what_was_written_since_is_refused(store: FileChatStore) -> None:
-    document = chat("trip", "before")
-    await store.save(document)
-    seen = await store.load("trip")
-    document.append("user", "after", RUN)
-    await store.save(document)
-    with pytest.raises(VersionConflict):
-        await store.delete(seen)
-    assert texts(await store.load("trip")) == ["before", "after"]
+async def test_a_chat_that_cannot_be_read_can_be_deleted(disk: FileChatStore, directory: Path) -> None:
+    (await file_of(disk, directory, "trip")).write_bytes(b"{")
+    await disk.delete(ChatDocument(chat_id="trip", version=UNREADABLE))
+    await disk.save(chat("trip", "anew"))
+    assert texts(await disk.load("trip")) == ["anew"]

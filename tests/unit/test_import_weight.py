@@ -112,6 +112,29 @@ def test_the_control_function_is_as_light(weighed: Weigh) -> None:
     assert weighed(FUNCTION) == {"the function's init": [], "prepared": []}
 
 
+S3 = """
+import os
+
+os.environ |= {
+    "SESSION_STORE": "s3", "SESSION_BUCKET": "b", "EVENT_BUS": "default",
+    "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
+}
+from haltline.app import make_app
+from haltline.bootstrap import make_resources
+from haltline.settings import read_settings
+
+resources = make_resources(read_settings(), serves_chat=False)
+make_app(resources).openapi()
+weigh("the app")
+resources.store.warm()
+weigh("a warm store")
+"""
+
+
+def test_chats_in_s3_weigh_nothing_before_their_first_use(weighed: Weigh) -> None:
+    assert weighed(S3) == {"the app": [], "a warm store": ["botocore"]}
+
+
 def test_the_agent_is_what_imports_strands(weighed: Weigh) -> None:
     """The probe itself: it must see what it looks for."""
     assert "strands" in weighed("import haltline.agent; weigh('agent')")["agent"]

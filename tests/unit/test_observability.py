@@ -21,7 +21,7 @@ from haltline.edge import Edge
 from haltline.observability import Metrics, configure_logging
 from haltline.resources import Resources
 from haltline.runner import Deps, Runner
-from haltline.runs import Arrival, Outcome, Receipt, Run, StopReason
+from haltline.runs import Arrival, Outcome, Receipt, Run, StopReason, Usage
 from haltline.settings import Settings, read_settings
 from haltline.signals import Begun, StopState, StopVerdict
 
@@ -355,15 +355,25 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 def test_ends_are_counted_by_outcome_and_reason() -> None:
     metrics = Metrics()
-    metrics.ended(Receipt("r", Outcome.STOPPED, StopReason.USER, halted_ms=3.0))
-    metrics.ended(Receipt("r", Outcome.DONE))
-    metrics.ended(None)
+    metrics.ended(Receipt("r", Outcome.STOPPED, StopReason.USER, halted_ms=3.0), Usage())
+    metrics.ended(Receipt("r", Outcome.DONE), Usage())
+    metrics.ended(None, Usage())
     assert sample(metrics, "haltline_runs_total", outcome="stopped", reason="user") == 1
     assert sample(metrics, "haltline_runs_total", outcome="done", reason="") == 1
     assert sample(metrics, "haltline_halt_seconds_count") == 1
     assert sample(metrics, "haltline_halt_seconds_sum") == pytest.approx(0.003)
     assert sample(metrics, "haltline_halt_seconds_bucket", le="0.002") == 0
     assert sample(metrics, "haltline_halt_seconds_bucket", le="0.005") == 1
+
+
+def test_tokens_are_counted_and_those_of_stopped_runs_apart() -> None:
+    metrics = Metrics()
+    metrics.ended(Receipt("r", Outcome.STOPPED, StopReason.USER), Usage(100, 7, estimated=True))
+    metrics.ended(Receipt("r", Outcome.DONE), Usage(10, 20))
+    metrics.ended(None, Usage(1, 2))
+    assert sample(metrics, "haltline_tokens_total", kind="input") == 111
+    assert sample(metrics, "haltline_tokens_total", kind="output") == 29
+    assert sample(metrics, "haltline_tokens_kept_total") == 7
 
 
 def test_two_apps_in_one_process_count_apart() -> None:

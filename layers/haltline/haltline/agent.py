@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 import warnings
 from collections.abc import AsyncGenerator
 from typing import Any, cast
@@ -24,11 +25,13 @@ from haltline.bedrock import StoppableBedrockModel
 from haltline.events import Text, TextJoiner, valid_text
 from haltline.history import repaired
 from haltline.models import load_object, make_model
+from haltline.runs import Usage
 from haltline.settings import Settings
 from haltline.unwinding import unwound
 
 # What a call of these providers holds open is closed when its task is cancelled; shown by tests.
 _CLOSES_WHEN_CANCELLED = ("local", "scripted")
+CHARACTERS_A_TOKEN = 4  # as Strands estimates, too
 
 
 class AgentError(Exception):
@@ -44,12 +47,15 @@ class AgentTurn:
         self._partial: list[str] = []
         self._restored: list[Any] = []
         self._closes_upstream, self._calling = closes_upstream, False
+        self._asked = 0  # tokens that the call that is open has read, as Strands estimates them
+        self._told = 0  # output tokens that the provider has told of
+        self._untold = 0  # characters of text since then
         self.stopped_itself = False
         agent.add_hook(self._call_begins, BeforeModelCallEvent)
         agent.add_hook(self._call_ended, AfterModelCallEvent)
 
     def _call_begins(self, event: BeforeModelCallEvent) -> None:
-        self._calling = True
+        self._calling, self._asked = True, event.projected_input_tokens or 0
 
     def _call_ended(self, event: AfterModelCallEvent) -> None:
         self._calling = False
@@ -58,6 +64,16 @@ class AgentTurn:
     def closes_upstream(self) -> bool:
         """Whether a model call is open now that will be closed when the agent's task is cancelled."""
         return self._closes_upstream and self._calling
+
+    @property
+    def usage(self) -> Usage:
+        """What the run has used so far. A provider tells at the end of a call; until then it is estimated."""
+        told: Any = self._agent.event_loop_metrics.accumulated_usage
+        return Usage(
+            told["inputTokens"] + (self._asked if self._calling else 0),
+            told["outputTokens"] + math.ceil(self._untold / CHARACTERS_A_TOKEN),
+            estimated=self._calling or self._untold > 0,
+        )
 
     def restore(self, snapshot: str | None, unseen: list[dict[str, Any]]) -> None:
         """Give the agent what it knew at the end of its last turn, and the messages since then."""
@@ -83,6 +99,7 @@ class AgentTurn:
                 if rest := joiner.flush():
                     yield Text(rest)
                 self._partial.clear()
+                self._note_usage()
                 last = event["message"]
             elif "result" in event:
                 self._conclude(event["result"])
@@ -92,6 +109,12 @@ class AgentTurn:
     def seen(self, text: str) -> None:
         """Note that the user has this piece of the message under way: a halted run's history keeps just that."""
         self._partial.append(text)
+        self._untold += len(text)
+
+    def _note_usage(self) -> None:
+        told = self._agent.event_loop_metrics.accumulated_usage["outputTokens"]
+        if told > self._told:
+            self._told, self._untold = told, 0
 
     def tell_threads(self) -> None:
         """Set the cancel signal that tools in threads look at.

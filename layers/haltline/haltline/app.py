@@ -17,7 +17,7 @@ from fastapi.staticfiles import StaticFiles
 from loguru import logger
 
 from haltline import __version__, chat_routes, control_routes
-from haltline.bootstrap import make_resources, start_logging
+from haltline.bootstrap import check_bucket, make_resources, start_logging
 from haltline.chats import ChatStoreError
 from haltline.edge import CSP, Edge
 from haltline.inputs import ResourcesOf
@@ -42,7 +42,10 @@ def create_app() -> FastAPI:
     settings = load_settings()
     start_logging(settings)
     try:
-        return make_app(make_resources(settings))
+        resources = make_resources(settings)
+        if not on_lambda():  # where every cold start would wait for it
+            check_bucket(resources)
+        return make_app(resources)
     except SettingsError as error:
         exit_with(str(error))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from haltline.announcements import Announcements
 from haltline.chat_index import ChatIndex
-from haltline.chats import ChatStoreError, FileChatStore
+from haltline.chats import ChatStore, ChatStoreError, FileChatStore
+from haltline.chats_s3 import S3ChatStore
 from haltline.observability import Metrics, configure_logging
 from haltline.redis_bus import RedisBus
 from haltline.resources import Resources
@@ -14,7 +16,7 @@ from haltline.settings import Settings, SettingsError, on_lambda
 def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources:
     """Build what a process needs. `serves_chat` False leaves out the agent, and with it every import of Strands.
 
-    The session store is made where there is none. Raises: SettingsError naming the variable.
+    The session directory is made where there is none. Raises: SettingsError naming the variable.
     """
     try:
         bus = RedisBus(
@@ -27,18 +29,15 @@ def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources
         )
     except ValueError as error:
         raise SettingsError(f"REDIS_URL: {error}") from error
-    store = FileChatStore(settings.session_dir)
-    try:
-        store.prepare()
-    except ChatStoreError as error:
-        raise SettingsError(f"SESSION_DIR={settings.session_dir}: {error}") from error
+    store = _make_store(settings)
     index = ChatIndex(bus.redis, bus, store)
     resources = Resources(settings, bus, store, index, _metrics())
     if serves_chat:
         from haltline.agent import AgentSource  # Strands takes a second to import
 
         agents = AgentSource(settings)
-        resources.runs = Runner(Deps(bus, store, index, agents, resources.metrics, settings.run_timeout))
+        deps = Deps(bus, store, index, agents, resources.metrics, settings.run_timeout, _make_announcements(resources))
+        resources.runs = Runner(deps)
     return resources
 
 
@@ -58,3 +57,33 @@ def _metrics() -> Metrics:
 
         return EmfMetrics()
     return Metrics()
+
+
+def _make_store(settings: Settings) -> ChatStore:
+    if settings.session_bucket:
+        return S3ChatStore(settings.session_bucket, settings.aws_region)
+    store = FileChatStore(settings.session_dir)
+    try:
+        store.prepare()
+    except ChatStoreError as error:
+        raise SettingsError(f"SESSION_DIR={settings.session_dir}: {error}") from error
+    return store
+
+
+def _make_announcements(resources: Resources) -> Announcements | None:
+    settings = resources.settings
+    if not settings.event_bus:
+        return None
+    return Announcements(settings.event_bus, settings.aws_region, settings.replica_name, resources.metrics)
+
+
+def check_bucket(resources: Resources) -> None:
+    """Ask S3, where chats are kept there, whether they can be: a start that may connect is refused now, not later.
+
+    Raises: SettingsError naming SESSION_BUCKET.
+    """
+    if isinstance(resources.store, S3ChatStore):
+        try:
+            resources.store.prepare()
+        except ChatStoreError as error:
+            raise SettingsError(f"SESSION_BUCKET={resources.settings.session_bucket}: {error}") from error

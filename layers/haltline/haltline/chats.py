@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NotRequired, Protocol
 
 from anyio import to_thread
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 from pydantic_core import from_json, to_json
 from typing_extensions import TypedDict
 
@@ -45,6 +45,7 @@ class ChatDocument(BaseModel):
     messages: list[Entry] = Field(default_factory=list)
     snapshot: str | None = None  # the agent's own, as JSON text: only the agent reads it
     unseen: list[dict[str, Any]] = Field(default_factory=list)  # messages since then, of turns whose agent never ran
+    _etag: str = PrivateAttr("")  # what S3 knows this version by; only its store sets and reads it
 
     def append(self, role: str, text: str, run_id: str, **marks: Any) -> None:
         """Add a line to the transcript; `marks` that are false or None are left out."""

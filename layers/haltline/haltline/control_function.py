@@ -18,6 +18,7 @@ from snapshot_restore_py import register_after_restore, register_before_snapshot
 
 from haltline.app import make_app
 from haltline.bootstrap import make_resources, start_logging
+from haltline.chats_s3 import S3ChatStore
 from haltline.lambda_telemetry import powertools_logger
 from haltline.settings import load_settings
 
@@ -59,6 +60,8 @@ class ControlFunction:
         """Before a snapshot: load what the first calls would have to, without a connection or a credential."""
         import haltline.stop_events  # noqa: F401 - Powertools' parser takes a while
 
+        if isinstance(self._resources.store, S3ChatStore):
+            self._resources.store.warm()
         self._app.openapi()
 
     def restored(self) -> None:

@@ -20,7 +20,7 @@ from loguru import logger
 from haltline.chats import ChatDocument, ChatStoreError, VersionConflict
 from haltline.events import Closing, Done, Failed, Stopped
 from haltline.failures import explain
-from haltline.runs import Outcome, Receipt, Run, StopReason, live_token
+from haltline.runs import Outcome, Receipt, Run, StopReason, Usage, live_token
 from haltline.signals import BusUnavailable
 from haltline.stream import EventStream
 from haltline.tasks import cancelled
@@ -44,7 +44,10 @@ _WHY = {
 
 
 class Execution:
-    """A run under way. `stream` is what its client reads; `task` ends after the chat is free again."""
+    """A run under way. `stream` is what its client reads.
+
+    `over` is set once the chat is free and the closing frame is out; `task` ends when that was announced, too.
+    """
 
     def __init__(self, run: Run, message: str, document: ChatDocument, deps: Deps) -> None:
         self.run, self.stream = run, EventStream()
@@ -56,6 +59,8 @@ class Execution:
         self._halted_ms: float | None = None  # from the stop to its frame
         self._closes_upstream = False  # a model call was open when the stop came, and ends with the agent's task
         self._complete = False  # the agent came to its own end, and all of its text went out
+        self._began = time.monotonic()
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task = asyncio.create_task(self._live(), name=f"run {run.run_id}")
 
     @property
@@ -65,8 +70,8 @@ class Execution:
 
     async def ended(self, seconds: float) -> Receipt | None:
         """The receipt, None where the run has not ended in time."""
-        await asyncio.wait({self.task}, timeout=seconds)
-        return self.receipt if self.task.done() else None
+        await asyncio.wait({self.over}, timeout=seconds)
+        return self.receipt if self.over.done() else None
 
     # ---- the race
     async def _live(self) -> None:
@@ -106,7 +111,12 @@ class Execution:
         finally:
             deadline.cancel()
             answer.cancel()
-            self._deps.metrics.ended(self.receipt)
+            self.over.set_result(None)
+            usage = self._turn.usage if self._turn is not None else Usage()
+            self._deps.metrics.ended(self.receipt, usage)
+        if self._deps.announcements is not None:
+            duration_ms = round((time.monotonic() - self._began) * 1000)
+            await self._deps.announcements.run_ended(run.chat_id, self.receipt, usage, duration_ms)
 
     async def _answer(self, opening: asyncio.Task[None]) -> None:
         """Pump the agent into the stream. One task, so that context variables of the agent stay in one context."""

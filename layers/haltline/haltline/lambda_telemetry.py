@@ -10,7 +10,7 @@ from aws_lambda_powertools import Logger
 from aws_lambda_powertools import Metrics as Emf
 
 from haltline.observability import Metrics
-from haltline.runs import Outcome, Receipt
+from haltline.runs import Outcome, Receipt, Usage
 from haltline.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,11 +55,15 @@ class EmfMetrics(Metrics):
         super().__init__()
         self._emf = Emf(namespace=NAMESPACE)
 
-    def ended(self, receipt: Receipt | None) -> None:
-        """Count the end of a run."""
-        super().ended(receipt)
+    def ended(self, receipt: Receipt | None, usage: Usage) -> None:
+        """Count the end of a run and what it used."""
+        super().ended(receipt, usage)
+        self._emf.add_metric("InputTokens", "Count", usage.input_tokens)
+        self._emf.add_metric("OutputTokens", "Count", usage.output_tokens)
         if receipt is None:
             return
+        if receipt.outcome is Outcome.STOPPED:
+            self._emf.add_metric("TokensKept", "Count", usage.output_tokens)
         self._emf.add_metric(_RUNS[receipt.outcome], "Count", 1)
         if receipt.halted_ms is not None:
             self._emf.add_metric("HaltedMs", "Milliseconds", receipt.halted_ms)
@@ -70,6 +74,11 @@ class EmfMetrics(Metrics):
         """Count the answer to a stop."""
         super().stop_answered(status)
         self._emf.add_metric(f"Stops{status.capitalize()}", "Count", 1)
+
+    def event_lost(self) -> None:
+        """Count an end of a run that EventBridge did not confirm."""
+        super().event_lost()
+        self._emf.add_metric("EventsLost", "Count", 1)
 
     def flush(self) -> None:
         """Write what was counted since the last time, as one log line."""

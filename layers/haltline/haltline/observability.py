@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from haltline.runs import Receipt
+from haltline.runs import Outcome, Receipt, Usage
 from haltline.settings import Settings
 
 if TYPE_CHECKING:
@@ -80,11 +80,20 @@ class Metrics:
         self._halted = Histogram(
             "haltline_halt_seconds", "Stop signal to closing frame", buckets=_FAST, registry=self.registry
         )
+        self._tokens = Counter("haltline_tokens", "Tokens of ended runs", ["kind"], registry=self.registry)
+        self._kept = Counter("haltline_tokens_kept", "Output tokens of stopped runs", registry=self.registry)
+        self._events_lost = Counter(
+            "haltline_events_lost", "Ends of runs that EventBridge did not confirm", registry=self.registry
+        )
 
-    def ended(self, receipt: Receipt | None) -> None:
-        """Count the end of a run."""
+    def ended(self, receipt: Receipt | None, usage: Usage) -> None:
+        """Count the end of a run and what it used."""
+        self._tokens.labels("input").inc(usage.input_tokens)
+        self._tokens.labels("output").inc(usage.output_tokens)
         if receipt is None:
             return
+        if receipt.outcome is Outcome.STOPPED:
+            self._kept.inc(usage.output_tokens)
         self._runs.labels(receipt.outcome.value, receipt.reason.value if receipt.reason else "").inc()
         if receipt.halted_ms is not None:
             self._halted.observe(receipt.halted_ms / 1000)
@@ -92,6 +101,10 @@ class Metrics:
     def stop_answered(self, status: str) -> None:
         """Count the answer to a stop: what it said, or `failed` where the stop could not be stored."""
         self._stops.labels(status).inc()
+
+    def event_lost(self) -> None:
+        """Count an end of a run that EventBridge did not confirm."""
+        self._events_lost.inc()
 
     def flush(self) -> None:
         """Tell whoever must be told; Prometheus asks."""

@@ -15,6 +15,7 @@ from haltline.taking import take_chat
 
 if TYPE_CHECKING:
     from haltline.agent import AgentSource
+    from haltline.announcements import Announcements
     from haltline.chat_index import ChatIndex
     from haltline.chats import ChatStore
     from haltline.observability import Metrics
@@ -38,6 +39,7 @@ class Deps:
     agents: AgentSource
     metrics: Metrics
     run_timeout: float
+    announcements: Announcements | None = None
 
 
 class Runner:
@@ -46,6 +48,7 @@ class Runner:
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
         self._live: dict[str, Execution] = {}  # by nonce
+        self._tasks: set[asyncio.Task[None]] = set()  # of these, and of those over that are being announced
         self._beginning = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -97,7 +100,9 @@ class Runner:
             run.token.stop(StopReason.SHUTDOWN)
         self._live[run.nonce] = execution
         self._deps.metrics.live_runs.inc()
-        execution.task.add_done_callback(lambda _: self._ended(execution))
+        self._tasks.add(execution.task)
+        execution.over.add_done_callback(lambda _: self._over(execution))
+        execution.task.add_done_callback(self._gone)
         logger.info("chat_id=<{}> run_id=<{}> | run begun", run.chat_id, run.run_id)
         return execution
 
@@ -105,13 +110,16 @@ class Runner:
         self._beginning -= 1
         self._note_quiet()
 
-    def _ended(self, execution: Execution) -> None:
+    def _over(self, execution: Execution) -> None:
         del self._live[execution.run.nonce]
         self._deps.metrics.live_runs.dec()
+
+    def _gone(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         self._note_quiet()
 
     def _note_quiet(self) -> None:
-        if not self._live and not self._beginning:
+        if not self._tasks and not self._beginning:
             self._quiet.set()
 
     def stop_here(self, chat_id: str, run_id: str | None, arrival: Arrival) -> Execution | None:

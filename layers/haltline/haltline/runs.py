@@ -169,3 +169,12 @@ class Receipt:
     halted_ms: float | None = None
     upstream_closed_ms: float | None = None
     saved: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a run, as its model's provider counts them. `estimated` where a call was cut off before it told."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    estimated: bool = False

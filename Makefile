@@ -12,12 +12,15 @@ ARGS ?=
 COMPOSE := NGINX_PORT= REDIS_PUBLISHED_PORT= SHUTDOWN_GRACE= docker compose --profile '*'
 REPLICAS := backend1 backend2 backend3
 
+# The newest release of the AWS Lambda Web Adapter on crates.io.
+ADAPTER_VERSION := 1.0.0-rc1
+ADAPTER := build/lambda-adapter/$(ADAPTER_VERSION)
 # Tools for AWS, in an environment of their own: their boto3 is older than ours.
 SAM_VENV := .venv-sam
 SAM := SAM_CLI_TELEMETRY=0 $(SAM_VENV)/bin/sam
 STAGE ?= dev
 
-.PHONY: help run test stops check format lock clean-venv layers sam-build sam-test sam-invoke deploy
+.PHONY: help run test stops check format lock clean-venv lambda-adapter lambda layers sam-build sam-test sam-invoke deploy
 .PHONY: start up stop down restart build clean logs logs-backend logs-nginx logs-redis status ps health shell redis redis-monitor stats e2e
 
 help: ## this list
@@ -122,6 +125,17 @@ stats: ## CPU and memory of each container, as they change
 e2e: $(VENV)/.dev ## the tests against the Compose stack, which then runs with the fake Bedrock
 	@$(MAKE) --no-print-directory start MODEL=fake-bedrock
 	$(PY) -m pytest -n 0 --timeout 300 $(or $(ARGS),tests/e2e)
+
+# ---- Lambda ---------------------------------------------------------------------------------------
+lambda: $(VENV)/.dev lambda-adapter ## the chat function under the real Lambda Web Adapter, asked by an emulator of Lambda; cold starts
+	LAMBDA_FULL=1 $(PY) -m pytest -n 0 --timeout 300 $(or $(ARGS),tests/aws)
+
+# Without Rust or its registry the tests that need the adapter are left out, or fail where CI=true.
+lambda-adapter: ## the AWS Lambda Web Adapter in build/lambda-adapter, made from source once (it takes two minutes)
+	@[ -e $(ADAPTER) ] || { echo "building the AWS Lambda Web Adapter $(ADAPTER_VERSION)" && rm -rf build/lambda-adapter \
+	  && PATH="$$PATH:$$HOME/.cargo/bin" cargo install --quiet --locked --root build/lambda-adapter \
+	     --version $(ADAPTER_VERSION) lambda_web_adapter && touch $(ADAPTER); } \
+	|| { echo "the adapter cannot be built here: it takes cargo (Rust) and crates.io"; [ "$$CI" != true ]; }
 
 # ---- AWS ------------------------------------------------------------------------------------------
 layers: $(UV) ## both Lambda layers, in build/layers (PYTHON_VERSION=3.13 ARCHITECTURE=x86_64; what the template says)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 
-from haltline.settings import load_settings
-
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
@@ -14,8 +12,10 @@ def main() -> None:
     parser.add_argument("--fd", type=int, help="serve on this inherited listening socket instead of HOST and PORT")
     parser.add_argument("--ready-fd", type=int, help="write a line to this inherited pipe once serving")
     options = parser.parse_args()
-    load_settings()  # a wrong one is told at once, not after the seconds that the imports take
     gc.disable()  # a fifth of what the imports take; nothing of them is garbage
+    from haltline.settings import load_settings
+
+    load_settings()  # a wrong one is told at once, not after the seconds that the other imports take
     from haltline.serve import serve
 
     serve(options.fd, options.ready_fd)

@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from loguru import logger
 
-from haltline import __version__, chat_routes, control_routes
+from haltline import __version__, control_routes
 from haltline.bootstrap import check_bucket, make_resources, start_logging
 from haltline.chats import ChatStoreError
 from haltline.edge import CSP, Edge
@@ -62,6 +62,8 @@ def make_app(resources: Resources) -> FastAPI:
     app.state.resources = resources
     app.include_router(control_routes.router)
     if resources.runs is not None:
+        from haltline import chat_routes  # the control function has no use for it
+
         app.include_router(chat_routes.router)
         if on_lambda():
             app.include_router(chat_routes.invoked_router)

@@ -192,7 +192,8 @@ _connections: dict[tuple[str | None, str | None], _Connections] = {}
 
 def _connections_for(client: Any) -> _Connections:
     """Those with the certificates and the proxy that botocore would use for this client."""
-    bundle = botocore.session.get_session().get_config_variable("ca_bundle")  # AWS_CA_BUNDLE, or the profile's
+    config = botocore.session.Session(include_builtin_handlers=False)  # they are most of what a session takes to make
+    bundle = config.get_config_variable("ca_bundle")  # AWS_CA_BUNDLE, or the profile's
     endpoint, proxies = client.meta.endpoint_url, client.meta.config.proxies
     proxy = (get_environ_proxies(endpoint) if proxies is None else proxies).get(endpoint.partition(":")[0])
     if proxy and not proxy.startswith(("http:", "https:")):

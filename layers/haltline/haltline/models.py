@@ -75,7 +75,9 @@ def _bedrock(settings: Settings) -> Model:
     # Empty is not set, as everywhere. botocore would look for a profile of that name.
     if os.environ.get("AWS_PROFILE") == "":
         del os.environ["AWS_PROFILE"]
-    adaptive = botocore.session.get_session().get_config_variable("retry_mode") == "adaptive"
+    # Handlers, which this session does not need, are most of what one takes to make.
+    config = botocore.session.Session(include_builtin_handlers=False)
+    adaptive = config.get_config_variable("retry_mode") == "adaptive"
     # The limiter of the adaptive mode sleeps where it runs, which would be the event loop.
     retries: Any = {"retries": {"mode": "standard"}} if adaptive else {}
     try:

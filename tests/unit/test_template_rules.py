@@ -159,11 +159,15 @@ def rule_tls_only(r: Template) -> None:
 
 
 def rule_only_aws_publishes_for_this_account(r: Template) -> None:
+    account = {"StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}}
+    sources = {
+        "ArnEquals": {"aws:SourceArn": [{"Fn::GetAtt": "ControlFunctionStopRequested.Arn"}, {"Ref": "StopTopic"}]}
+    }
     for policy in ("StopTopicPolicy", "AlarmTopicPolicy", "StopDeadLettersPolicy"):
         allowed = [s for s in r[policy]["Properties"]["PolicyDocument"]["Statement"] if s["Effect"] == "Allow"]
         for statement in allowed:
             assert set(statement["Principal"]) == {"Service"}
-            assert statement["Condition"] == {"StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}}
+            assert statement["Condition"] == (sources if policy == "StopDeadLettersPolicy" else account)
 
 
 def rule_every_call_is_behind_the_authorizer(r: Template) -> None:

@@ -187,3 +187,13 @@ def test_samconfig_gives_parameters_that_exist() -> None:
         assert given["Stage"] == environment
         for name, value in given.items():
             assert accepted(TEMPLATE["Parameters"][name], value), name
+
+
+def test_the_page_names_outputs_and_parameters_that_exist() -> None:
+    page = (ROOT / "docs" / "aws.md").read_text(encoding="utf-8")
+    outputs = set(re.findall(r"\$\(out (\w+)\)", page)) | set(re.findall(r"the output `(\w+)`", page))
+    assert outputs
+    assert outputs <= TEMPLATE["Outputs"].keys()
+    named_there = set(re.findall(r"`([A-Z][a-z]\w+)=", page)) | set(re.findall(r"\*\*(\w+)\*\*:? `", page))
+    assert {"Agent", "FunctionUrl", "ApiLogRole"} <= named_there
+    assert named_there <= TEMPLATE["Parameters"].keys()

@@ -259,6 +259,7 @@ def rule_new_layers_and_parameters_become_new_versions(r: Template) -> None:
     for name in FUNCTIONS:
         p = r[name]["Properties"]
         assert p["AutoPublishAliasAllProperties"] is True
+        assert p["VersionDeletionPolicy"] == "Delete"
         used = named({k: v for k, v in (shared | p).items() if k not in ("Events", "DeploymentPreference", "Role")})
         used |= named(variables_of(r[name]))
         used -= named(p["ReservedConcurrentExecutions"])  # of the function, not of its versions
@@ -414,6 +415,7 @@ FAULTS: list[tuple[Callable[[Template], None], Callable[[Template], None]]] = [
     (rule_new_layers_and_parameters_become_new_versions, put("DependenciesLayer/PublishLambdaVersion", False)),
     (rule_new_layers_and_parameters_become_new_versions, put("ChatFunction/AutoPublishAliasAllProperties", None)),
     (rule_new_layers_and_parameters_become_new_versions, put("ControlFunction/Timeout", {"Ref": "ChatTimeout"})),
+    (rule_new_layers_and_parameters_become_new_versions, put("ControlFunction/VersionDeletionPolicy", "Retain")),
     (rule_deployments_go_back, put("ChatFunction/DeploymentPreference/Alarms", [])),
     (rule_stops_are_not_lost_silently, put("ControlFunction/EventInvokeConfig/DestinationConfig/OnFailure", {})),
     (rule_stops_are_not_lost_silently, put("ControlFunction/Events/StopRequested/Properties/DeadLetterConfig", {})),

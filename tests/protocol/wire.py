@@ -139,10 +139,10 @@ class _Writer:
         return None
 
 
-def connection_class(replica: Replica) -> type[Connection]:
-    """redis-py's connection, its socket replaced by a link of `replica`."""
+def connection_class(replica: Replica, usual: type[Connection]) -> type[Connection]:
+    """The product's connection, its socket replaced by a link of `replica`."""
 
-    class Gated(Connection):
+    class Gated(usual):  # type: ignore[valid-type,misc]
         async def _connect(self) -> None:
             link = await replica.dial()
             self._reader, self._writer = link.reader, cast("asyncio.StreamWriter", _Writer(link))

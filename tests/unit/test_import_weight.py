@@ -138,3 +138,24 @@ def test_chats_in_s3_weigh_nothing_before_their_first_use(weighed: Weigh) -> Non
 def test_the_agent_is_what_imports_strands(weighed: Weigh) -> None:
     """The probe itself: it must see what it looks for."""
     assert "strands" in weighed("import haltline.agent; weigh('agent')")["agent"]
+
+
+IAM = """
+from haltline import cache_auth
+from haltline.bootstrap import make_resources
+from haltline.settings import read_settings
+
+resources = make_resources(
+    read_settings(
+        redis_url="rediss://h", redis_cluster=True, redis_auth="iam", redis_username="u", redis_cache_name="c"
+    ),
+    serves_chat=False,
+)
+weigh("the composition root")
+cache_auth.prepare()
+weigh("prepared")
+"""
+
+
+def test_what_signs_in_to_elasticache_is_imported_when_asked(weighed: Weigh) -> None:
+    assert weighed(IAM) == {"the composition root": [], "prepared": ["botocore"]}

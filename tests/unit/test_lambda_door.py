@@ -23,7 +23,7 @@ class Bus:
     def __init__(self) -> None:
         self.renewed = 0
 
-    async def renew(self) -> None:
+    def renew(self) -> None:
         self.renewed += 1
 
 

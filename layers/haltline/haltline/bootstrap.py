@@ -8,6 +8,7 @@ from haltline.chats import ChatStore, ChatStoreError, FileChatStore
 from haltline.chats_s3 import S3ChatStore
 from haltline.observability import Metrics, configure_logging
 from haltline.redis_bus import RedisBus
+from haltline.redis_connection import credentials_of
 from haltline.resources import Resources
 from haltline.runner import Deps, Runner
 from haltline.settings import Settings, SettingsError, on_lambda
@@ -26,6 +27,8 @@ def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources
             poll_interval=settings.stop_poll_interval,
             run_timeout=settings.run_timeout,
             loss_grace=settings.signal_loss_grace if settings.signal_loss_policy == "stop" else None,
+            cluster=settings.redis_cluster,
+            credentials=credentials_of(settings),
         )
     except ValueError as error:
         raise SettingsError(f"REDIS_URL: {error}") from error

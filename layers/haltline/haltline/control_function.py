@@ -12,10 +12,10 @@ import random
 import ssl
 from typing import Any
 
-from loguru import logger
 from mangum import Mangum
 from snapshot_restore_py import register_after_restore, register_before_snapshot
 
+from haltline import cache_auth
 from haltline.app import make_app
 from haltline.bootstrap import make_resources, start_logging
 from haltline.chats_s3 import S3ChatStore
@@ -60,15 +60,13 @@ class ControlFunction:
         """Before a snapshot: load what the first calls would have to, without a connection or a credential."""
         import haltline.stop_events  # noqa: F401 - Powertools' parser takes a while
 
+        if self._resources.settings.redis_auth == "iam":
+            cache_auth.prepare()
         if isinstance(self._resources.store, S3ChatStore):
             self._resources.store.warm()
         self._app.openapi()
 
     def restored(self) -> None:
-        """After a snapshot was restored: an identity and randomness of this environment's own."""
+        """After a snapshot was restored: randomness of this environment's own. Its bus is not yet entered."""
         random.seed()
         ssl.RAND_add(os.urandom(32), 32)
-        self._resources = make_resources(self._resources.settings, serves_chat=False)  # its bus has a new replica id
-        self._app.state.resources = self._resources
-        self._entered = False
-        logger.debug("restored from a snapshot")

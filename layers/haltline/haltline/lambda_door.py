@@ -53,7 +53,7 @@ class LambdaDoor:
         if at := told.get("requestTimeEpoch") or told.get("timeEpoch"):
             scope["headers"].append((b"x-request-start", f"t={int(at) / 1000:.3f}".encode()))
         if time.time() - self._at_rest_since > MAY_HAVE_FROZEN:
-            await self._resources.bus.renew()
+            self._resources.bus.renew()
         with logger.contextualize(correlation_id=told.get("requestId"), xray_trace_id=about.get("xray_trace_id")):
             try:
                 await self._app(scope, receive, send)

@@ -12,19 +12,16 @@ from functools import partial
 from typing import Any
 
 from loguru import logger
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.exceptions import RedisError
-from redis.maint_notifications import MaintNotificationsConfig
 
 from haltline import redis_scripts as scripts
+from haltline.redis_connection import MAX_AGE, Freshness, connect
 from haltline.redis_watch import CLOSE_TIMEOUT, PULSE_AGAIN, PULSE_TTL_MS, Watch
 from haltline.runs import Arrival, Outcome, Receipt, Run, StopReason, new_run_id
 from haltline.signals import WAIT_FOR_END, Begun, BusUnavailable, Busy, StopState, StopVerdict, Used
 from haltline.tasks import cancelled
 
-COMMAND_TIMEOUT = 2.0  # seconds until a silent bus counts as gone
 RECEIPTS_KEPT = 1024
 LOOK_AGAIN = (0.01, 0.25)  # seconds, first and longest, between looks at a run that is waited for, if no push comes
 _LOST = (RedisError, OSError, TimeoutError)
@@ -39,29 +36,6 @@ async def reachable() -> AsyncIterator[None]:
         raise BusUnavailable(f"{type(error).__name__}: {error}") from error
 
 
-def connect(url: str, *, timeout: float | None = COMMAND_TIMEOUT, connections: int = 64) -> Redis:
-    """A client that never sends a command twice by itself: after a lost reply only the caller knows whether it may.
-
-    Args:
-        url: redis://, rediss:// or unix://.
-        timeout: seconds a reply may take; None for a connection that listens.
-        connections: at most this many; a further command waits for one as long as a reply may take.
-    """
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections,
-        timeout=COMMAND_TIMEOUT,
-        socket_timeout=timeout,
-        socket_connect_timeout=COMMAND_TIMEOUT,
-        retry=Retry(NoBackoff(), 0),
-        # With them redis-py does not notice, before it sends, that a connection was closed while it lay in the pool.
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-        decode_responses=True,
-        encoding_errors="replace",  # a value that a person SET by hand may be anything
-    )
-    return Redis.from_pool(pool)
-
-
 class RedisBus:
     """Implements `signals.SignalBus`. One a process; `async with` starts and ends its subscription and pulse."""
 
@@ -74,19 +48,30 @@ class RedisBus:
         poll_interval: float,
         run_timeout: float,
         loss_grace: float | None = None,
+        cluster: bool = False,
+        credentials: CredentialProvider | None = None,
+        max_age: float = MAX_AGE,
     ) -> None:
         """Nothing connects here.
 
         Args:
-            url: redis://, rediss:// or unix://.
-            replica: the replica's name; an id new at every start is made of it.
+            url: redis://, rediss:// or unix://; of a cluster, any of its nodes.
+            replica: the replica's name; with each entering an id is made of it that is new.
             stop_ttl: seconds that a stop nobody consumes is kept.
             poll_interval: seconds between two looks at the live runs' keys.
             run_timeout: seconds that one run may take.
             loss_grace: seconds without a bus after which live runs are halted; None lets them go on.
+            cluster: whether Redis runs in cluster mode.
+            credentials: whom connections sign in as, where the URL does not say it.
+            max_age: seconds after which a connection is replaced.
+
+        Raises:
+            ValueError: the URL cannot be used.
         """
-        self.replica_id = f"{replica}-{new_run_id()}"
-        self.redis = connect(url)
+        self._replica, self.replica_id = replica, ""
+        self._freshness = Freshness(max_age)
+        reach = partial(connect, url, cluster=cluster, credentials=credentials, freshness=self._freshness)
+        self.redis = reach()
         self._stop_ttl = stop_ttl
         self._record_ttl = int(stop_ttl + run_timeout) + 60  # a record must outlive its run, a watermark its stop
         self._begin, self._stop, self._closing, self._end, self._claim = (
@@ -98,16 +83,18 @@ class RedisBus:
         self._told: OrderedDict[tuple[str, str], Receipt] = OrderedDict()
         self.watch = Watch(
             self.redis,
-            connect(url, timeout=None, connections=2),
-            self.replica_id,
+            reach(timeout=None, connections=4, beside=self.redis),  # one, and those that are being closed
             poll_interval,
             loss_grace,
+            max_age,
             on_receipt=self._received,
             put_back=self._put_back,
         )
 
     async def __aenter__(self) -> RedisBus:
-        self.watch.start()
+        # Here, not where it is made: many processes may start from one snapshot of what was made.
+        self.replica_id = f"{self._replica}-{new_run_id()}"
+        self.watch.start(self.replica_id)
         try:  # or the first stop would pay for it
             async with reachable():
                 for script in (self._begin, self._stop, self._closing, self._end, self._claim):
@@ -120,6 +107,11 @@ class RedisBus:
         await cancelled(*self._asking, within=CLOSE_TIMEOUT)
         await self.watch.close()
         await self.redis.aclose()
+
+    def renew(self) -> None:
+        """See `signals.SignalBus.renew`. What is under way goes on on the connection it has."""
+        self._freshness.renew()
+        self.watch.renew()
 
     # ---- the run's side
     async def begin(self, run: Run, *, takeover: str = "", delete: bool = False) -> Begun | Busy | Used:
@@ -287,7 +279,10 @@ class RedisBus:
         return await self._vouched(busy.owner, busy.nonce)
 
     async def live_among(self, chat_ids: Iterable[str]) -> dict[str, str]:
-        """See `signals.SignalBus.live_among`. Two commands, however many chats, while none is about to end."""
+        """See `signals.SignalBus.live_among`. Two commands, however many chats, while none is about to end.
+
+        (On a cluster two for each slot.)
+        """
         live = await self._held(list(chat_ids))
         ending = {i: r for i, r in live.items() if r.get("closing")}
         if ending:
@@ -314,10 +309,6 @@ class RedisBus:
         """See `signals.SignalBus.ping`."""
         async with reachable():
             await self.redis.ping()
-
-    async def renew(self) -> None:
-        """See `signals.SignalBus.renew`."""
-        await self.redis.connection_pool.disconnect(inuse_connections=False)
 
     async def _record(self, chat_id: str) -> dict[str, Any]:
         async with reachable():

@@ -41,9 +41,9 @@ class Watch:
         self,
         redis: Redis,
         listener: Redis,
-        replica_id: str,
         poll_interval: float,
         loss_grace: float | None,
+        max_age: float,
         *,
         on_receipt: Callable[[dict[str, Any]], None],
         put_back: Callable[[Run], Awaitable[bool]],
@@ -51,9 +51,10 @@ class Watch:
         """`redis` for commands, `listener` for the subscription alone; `poll_interval` in seconds.
 
         `loss_grace`: seconds without a pulse after which runs that nobody could stop are halted; None never.
+        `max_age`: seconds that a subscription stands before it is made anew.
         """
-        self._redis, self._listener, self._replica_id = redis, listener, replica_id
-        self._poll_interval, self._loss_grace = poll_interval, loss_grace
+        self._redis, self._listener, self._replica_id = redis, listener, ""
+        self._poll_interval, self._loss_grace, self._max_age = poll_interval, loss_grace, max_age
         self._vouched_at = 0.0  # time.monotonic() of the last pulse
         self._on_receipt, self._put_back = on_receipt, put_back
         self._runs: dict[str, Run] = {}  # by nonce
@@ -62,14 +63,34 @@ class Watch:
         self._pulse_lock = asyncio.Lock()
         self._asked, self._pulsed = 0, 0
         self._failures = 0  # of the subscription, in a row
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listening: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Start listening, pulsing and looking."""
-        self._tasks = [asyncio.create_task(t()) for t in (self._listen, self._beat, self._poll)]
+    def start(self, replica_id: str) -> None:
+        """Start listening, pulsing and looking, for a replica of this id."""
+        self._replica_id = replica_id
+        self._start_listening()
+        self._keep(asyncio.create_task(self._beat()))
+        self._keep(asyncio.create_task(self._poll()))
+
+    def renew(self) -> None:
+        """Subscribe anew. Until that stands, whoever needs to be heard waits for it."""
+        if old := self._listening:
+            self._start_listening()
+            self._keep(asyncio.create_task(_end(old)))
+
+    def _start_listening(self) -> None:
+        self._standing.clear()
+        self._listening = self._keep(asyncio.create_task(self._listen()))
+
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
         """End the three tasks and the connections of the subscription."""
+        self._listening = None
         await cancelled(*self._tasks, within=CLOSE_TIMEOUT)
         await self._listener.aclose()
 
@@ -163,22 +184,28 @@ class Watch:
     async def _listen(self) -> None:
         while True:
             await self._try("subscription", self._hear())
-            self._standing.clear()
+            if asyncio.current_task() is self._listening:  # else another one may stand by now
+                self._standing.clear()
             await asyncio.sleep(RECONNECT_AFTER[min(self._failures, len(RECONNECT_AFTER) - 1)])
             self._failures += 1
 
     async def _hear(self) -> None:
-        """Subscribe and hear until the connection breaks."""
-        async with self._listener.pubsub() as pubsub:
-            await pubsub.subscribe(scripts.pulse_key(self._replica_id))
-            while True:
-                message = await pubsub.get_message(timeout=None)
-                if message is not None and message["type"] == "subscribe":
-                    self._failures = 0
-                    self._standing.set()
-                    await self.look()  # what was stored while nobody listened
-                elif message is not None and message["type"] == "message":
-                    self._heard(json.loads(message["data"]))
+        """Subscribe and hear until the connection breaks or is too old."""
+        try:
+            async with self._listener.pubsub() as pubsub, asyncio.timeout(self._max_age) as age:
+                await pubsub.subscribe(scripts.pulse_key(self._replica_id))
+                while True:
+                    message = await pubsub.get_message(timeout=None)
+                    if message is not None and message["type"] == "subscribe":
+                        self._failures = 0
+                        if asyncio.current_task() is self._listening:
+                            self._standing.set()
+                        await self.look()  # what was stored while nobody listened
+                    elif message is not None and message["type"] == "message":
+                        self._heard(json.loads(message["data"]))
+        except TimeoutError:
+            if not age.expired():
+                raise
 
     def _heard(self, told: dict[str, Any]) -> None:
         if run := self._runs.get(told.get("stop", "")):
@@ -195,6 +222,10 @@ class Watch:
             logger.warning("error=<{}> | the signal bus does not answer: {}", error, what)
         except Exception:
             logger.exception("doing=<{}> | the signal bus said what cannot be read", what)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    await cancelled(task, within=CLOSE_TIMEOUT)
 
 
 def as_text(value: Any) -> str | None:

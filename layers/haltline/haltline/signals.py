@@ -71,6 +71,12 @@ class SignalBus(Protocol):
     async def __aexit__(self, *_: object) -> None:
         """End it."""
 
+    def renew(self) -> None:
+        """Trust no connection that is open: for a process that was frozen, whose peers may have left meanwhile.
+
+        Nothing is waited for here; the next verb that needs a connection opens it. Call it in the bus' event loop.
+        """
+
     async def begin(self, run: Run, *, takeover: str = "", delete: bool = False) -> Begun | Busy | Used:
         """Take the chat for `run`, setting its claim. `takeover`: the claim of a dead holder to take it from."""
 
@@ -108,6 +114,3 @@ class SignalBus(Protocol):
 
     async def ping(self) -> None:
         """One round trip."""
-
-    async def renew(self) -> None:
-        """Use no connection any more that may have died unseen while this process was frozen. Live runs go on."""

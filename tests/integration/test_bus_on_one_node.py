@@ -9,10 +9,13 @@ import pytest
 
 from tests.integration.conftest import Lone
 from tests.integration.test_bus_on_three_nodes import *  # noqa: F403
-from tests.integration.test_signal_bus import test_every_verb_says_that_the_bus_is_gone
+from tests.integration.test_signal_bus import (
+    test_a_receipt_is_pushed_to_whoever_asked_for_it,
+    test_every_verb_says_that_the_bus_is_gone,
+)
 from tests.redis_cluster import Cluster, running_cluster
 
-__all__ = ["test_every_verb_says_that_the_bus_is_gone"]
+__all__ = ["test_a_receipt_is_pushed_to_whoever_asked_for_it", "test_every_verb_says_that_the_bus_is_gone"]
 
 
 @pytest.fixture(scope="module")

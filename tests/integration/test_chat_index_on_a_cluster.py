@@ -18,11 +18,10 @@ del test_pages_under_a_server_with_a_locale  # noqa: F821  # it starts a server 
 
 
 @pytest.fixture
-async def redis(cluster: Cluster) -> AsyncIterator[Operator]:
+async def redis(cluster: Cluster) -> Operator:
     operator = Operator(cluster)
     await operator.flushall()
-    yield operator
-    await operator.aclose()
+    return operator
 
 
 @pytest.fixture

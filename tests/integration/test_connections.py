@@ -126,7 +126,7 @@ async def test_after_a_freeze_the_first_request_pays_nothing(reached: Reached, m
     assert await fired(run) is StopReason.USER  # pushed: the look is 30 s away
     assert await bus.end(run, done(run))
     assert await other.wait_end("after", run.run_id, SOON) == done(run)
-    assert time.monotonic() - since < COMMAND_TIMEOUT / 2
+    assert time.monotonic() - since < COMMAND_TIMEOUT  # what one dead connection would cost
 
 
 async def test_without_a_renewal_the_freeze_is_felt(reached: Reached, make_bus: Any) -> None:

@@ -512,7 +512,7 @@ async def test_connections_that_died_in_the_pool_cost_no_request(make_bus: Any, 
     bus = await make_bus()
     await bus.ping()
     await redis.client_kill_filter(_type="normal", skipme=True)
-    await asyncio.sleep(0.05)  # until that has arrived: nothing tells a connection that nobody reads
+    await asyncio.sleep(0.2)  # until that has arrived: nothing tells a connection that nobody reads
     assert (await bus.stop(chat, Arrival())).state is StopState.IDLE
 
 

@@ -45,14 +45,14 @@ def calculator(expression: str) -> str:
 
 
 @tool(context=True)
-def stop(tool_context: ToolContext, message: str = "Agent loop stopped.") -> str:
-    """End your work gracefully. Call this once, when the task is complete and no further work is needed.
+def stop(tool_context: ToolContext, message: str = "Done.") -> str:
+    """Finish here: nothing more is to be done or said after the last words given.
 
     Args:
-        tool_context: Strands puts it in; the model does not see it.
+        tool_context: Given by Strands; the model does not see it.
         message: The last words to the user.
     """
-    # As strands.vended_tools.stop, whose package takes longer to import than all of Haltline.
+    # Strands has such a tool too, in a package that takes longer to import than all of Haltline.
     tool_context.agent.cancel(message=message, after_current_tools=True)
     return message
 

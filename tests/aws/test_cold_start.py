@@ -42,6 +42,10 @@ class Start:
     def wall(self) -> float:
         return median(wall for _, wall in self.times)
 
+    def beside(self, other: Start) -> float:
+        """How much longer it takes, CPU to CPU: the median over the rounds, for a machine changes its speed."""
+        return median(mine / its for (mine, _), (its, _) in zip(self.times, other.times, strict=True))
+
     def once(self, environment: dict[str, str], cwd: Path) -> None:
         """Start it, until it writes to READY; then it is killed."""
         reading, ready = os.pipe()
@@ -133,13 +137,13 @@ def test_a_function_starts_hardly_later_than_what_it_needs(
         for _ in range(ROUNDS):
             for start in starts:
                 start.once(environment, tmp_path)
-        if ours.cpu / needed.cpu <= BAR:
+        if ours.beside(needed) <= BAR:
             break
     with capsys.disabled():
         print(f"\n{f'cold start, medians of {len(ours.times)}, in ms':80}   CPU    wall   CPU ratio")
         for start in starts:
-            print(f"  {start.name:78}{start.cpu:6.0f}{start.wall:8.0f}{start.cpu / needed.cpu:12.2f}")
-    assert ours.cpu / needed.cpu <= BAR, _heaviest(ours, needed, environment, tmp_path)
+            print(f"  {start.name:78}{start.cpu:6.0f}{start.wall:8.0f}{start.beside(needed):12.2f}")
+    assert ours.beside(needed) <= BAR, _heaviest(ours, needed, environment, tmp_path)
 
 
 def _heaviest(ours: Start, needed: Start, environment: dict[str, str], cwd: Path) -> str:

@@ -4,4 +4,5 @@
 export HOST=127.0.0.1 PORT="${AWS_LWA_PORT:-8080}"
 # Only Lambda's Python runtime would look there by itself. First, or another boto3 than the one of the lock might be found.
 export PYTHONPATH="/opt/python${PYTHONPATH:+:$PYTHONPATH}"
+export LOGURU_AUTOINIT=0 # a sink is set up soon; loguru's first one would take 2 % of the init
 exec python3 -m haltline

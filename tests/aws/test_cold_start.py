@@ -105,6 +105,7 @@ def environment(stack: Stack, layers: Sequence[Path]) -> dict[str, str]:
         "AWS_ACCESS_KEY_ID": "ASIAEXAMPLE",
         "AWS_SECRET_ACCESS_KEY": "example",
         "AUTH": "apigateway",
+        "LOGURU_AUTOINIT": "0",  # as both functions set it
         **{key: os.environ[key] for key in ("PYTHONPYCACHEPREFIX",) if key in os.environ},
     }
 

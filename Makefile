@@ -21,7 +21,7 @@ SAM := SAM_CLI_TELEMETRY=0 $(SAM_VENV)/bin/sam
 STAGE ?= dev
 HERE = $(shell uname -m | sed s/aarch64/arm64/)# the name that Lambda has for this machine's architecture
 
-.PHONY: help run test stops check format lock clean-venv lambda-adapter lambda layers sam-build sam-test sam-invoke deploy
+.PHONY: help run test stops cluster check format lock clean-venv lambda-adapter lambda layers sam-build sam-test sam-invoke deploy
 .PHONY: start up stop down restart build clean logs logs-backend logs-nginx logs-redis status ps health shell redis redis-monitor stats e2e
 
 help: ## this list
@@ -35,6 +35,9 @@ test: $(VENV)/.dev ## every test that needs no AWS and no Docker
 
 stops: $(VENV)/.dev ## stops in every phase, at random moments and in every order, thousands of them, with the figures
 	STOPS_FULL=1 $(PY) -m pytest -n 0 --timeout 900 $(or $(ARGS),tests/stops tests/protocol)
+
+cluster: $(VENV)/.dev ## the signal bus on clusters of Redis and Valkey, with TLS and a user who may do what it needs and no more
+	$(PY) -m pytest -m cluster $(or $(ARGS),tests/integration)
 
 check: $(VENV)/.dev ## ruff, mypy --strict, import directions, locks in step, the Compose stack's files, the template for AWS
 	$(PY) -m ruff check .

@@ -15,6 +15,8 @@ from tests.integration.test_signal_bus import (
 )
 from tests.redis_cluster import Cluster, running_cluster
 
+pytestmark = pytest.mark.cluster
+
 __all__ = ["test_a_receipt_is_pushed_to_whoever_asked_for_it", "test_every_verb_says_that_the_bus_is_gone"]
 
 

@@ -14,6 +14,8 @@ from tests.integration.test_signal_bus import *  # noqa: F403
 from tests.integration.test_signal_bus import commands, done, new_run, spent
 from tests.redis_cluster import Cluster, Operator
 
+pytestmark = pytest.mark.cluster
+
 # They stop a Redis of their own, which takes seconds: one of them is enough, in test_bus_on_one_node.py.
 del test_every_verb_says_that_the_bus_is_gone, test_a_run_that_nobody_could_stop_any_more  # noqa: F821
 # Between nodes a push takes up to 40 ms now and then, and the first look at the record comes before it.

@@ -12,6 +12,8 @@ from tests.integration.test_bus_on_three_nodes import cluster
 from tests.integration.test_chat_index import *  # noqa: F403
 from tests.redis_cluster import Cluster, Operator
 
+pytestmark = pytest.mark.cluster
+
 __all__ = ["cluster"]
 
 del test_pages_under_a_server_with_a_locale  # noqa: F821  # it starts a server of its own

@@ -24,6 +24,8 @@ from tests.integration.conftest import Way
 from tests.integration.test_signal_bus import SOON, begun, done, fired, new_run, now_ms
 from tests.redis_cluster import SLOTS, USER, Cluster, Node, running_cluster
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:

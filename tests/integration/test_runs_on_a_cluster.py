@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.integration.test_bus_on_three_nodes import cluster, way
 from tests.integration.test_runs import *  # noqa: F403
+
+pytestmark = pytest.mark.cluster
 
 __all__ = ["cluster", "way"]

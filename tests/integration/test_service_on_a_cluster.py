@@ -13,6 +13,8 @@ from tests.integration.test_launcher import launched
 from tests.redis_cluster import PASSWORD, USER, Cluster
 from tests.stack import Replica, Stack
 
+pytestmark = pytest.mark.cluster
+
 SIGN_IN = {"REDIS_CLUSTER": "true", "REDIS_AUTH": "password", "REDIS_USERNAME": USER, "REDIS_PASSWORD": PASSWORD}
 
 

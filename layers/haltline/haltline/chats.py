@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -86,7 +87,39 @@ class ChatStore(Protocol):
         """Every chat: id, number of messages, time of the last write (seconds since the epoch)."""
 
 
-class FileChatStore:
+class ThreadedStore(ABC):
+    """The verbs of a store that is read and written by blocking calls: each in a thread."""
+
+    async def load(self, chat_id: str) -> ChatDocument:
+        """See `ChatStore.load`."""
+        return await to_thread.run_sync(self._load, chat_id)
+
+    async def save(self, document: ChatDocument) -> None:
+        """See `ChatStore.save`."""
+        await to_thread.run_sync(self._save, document)
+
+    async def delete(self, document: ChatDocument) -> None:
+        """See `ChatStore.delete`."""
+        await to_thread.run_sync(self._delete, document)
+
+    async def scan(self) -> list[tuple[str, int, float]]:
+        """See `ChatStore.scan`. Reads every chat."""
+        return await to_thread.run_sync(self._scan)
+
+    @abstractmethod
+    def _load(self, chat_id: str) -> ChatDocument: ...
+
+    @abstractmethod
+    def _save(self, document: ChatDocument) -> None: ...
+
+    @abstractmethod
+    def _delete(self, document: ChatDocument) -> None: ...
+
+    @abstractmethod
+    def _scan(self) -> list[tuple[str, int, float]]: ...
+
+
+class FileChatStore(ThreadedStore):
     """One file a chat below `directory`, shared by every replica that mounts it.
 
     A file's name is a hash of the chat id: no id can leave the directory, and ids that differ only in case stay
@@ -107,22 +140,6 @@ class FileChatStore:
             raise ChatStoreError("there is a file in its place") from error
         except OSError as error:
             raise ChatStoreError(f"user {os.getuid()} cannot use it: {error.strerror or error}") from error
-
-    async def load(self, chat_id: str) -> ChatDocument:
-        """See `ChatStore.load`."""
-        return await to_thread.run_sync(self._load, chat_id)
-
-    async def save(self, document: ChatDocument) -> None:
-        """See `ChatStore.save`."""
-        await to_thread.run_sync(self._save, document)
-
-    async def delete(self, document: ChatDocument) -> None:
-        """See `ChatStore.delete`."""
-        await to_thread.run_sync(self._delete, document)
-
-    async def scan(self) -> list[tuple[str, int, float]]:
-        """See `ChatStore.scan`. Reads every file."""
-        return await to_thread.run_sync(self._scan)
 
     def _path(self, chat_id: str) -> Path:
         return self._directory / f"{hashlib.sha256(chat_id.encode()).hexdigest()[:40]}.json"

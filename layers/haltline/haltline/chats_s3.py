@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from anyio import to_thread
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from haltline.aws import Client
-from haltline.chats import UNREADABLE, ChatDocument, ChatStoreError, VersionConflict
+from haltline.chats import UNREADABLE, ChatDocument, ChatStoreError, ThreadedStore, VersionConflict
 
 PREFIX, SUFFIX = "chats/", ".json"
 SCAN_AT_ONCE = 16  # chats that a scan reads together
@@ -57,7 +56,7 @@ _SAY = {  # by botocore's error code, or by the error's name
 }
 
 
-class S3ChatStore:
+class S3ChatStore(ThreadedStore):
     """Chats below `chats/` of a bucket. Nothing is imported or connected before the first verb, or `warm`.
 
     Each write carries a mark of its own. Where S3 refuses it and the mark is there, it was this write that S3 had
@@ -85,22 +84,6 @@ class S3ChatStore:
                     raise
             else:
                 raise ChatStoreError("this S3 ignores the condition of a write (If-Match), which guards the chats")
-
-    async def load(self, chat_id: str) -> ChatDocument:
-        """See `ChatStore.load`."""
-        return await to_thread.run_sync(self._load, chat_id)
-
-    async def save(self, document: ChatDocument) -> None:
-        """See `ChatStore.save`."""
-        await to_thread.run_sync(self._save, document)
-
-    async def delete(self, document: ChatDocument) -> None:
-        """See `ChatStore.delete`."""
-        await to_thread.run_sync(self._delete, document)
-
-    async def scan(self) -> list[tuple[str, int, float]]:
-        """See `ChatStore.scan`. Reads every object, SCAN_AT_ONCE at a time; times are whole seconds."""
-        return await to_thread.run_sync(self._scan)
 
     def _where(self, chat_id: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": f"{PREFIX}{chat_id}{SUFFIX}"}
@@ -175,6 +158,7 @@ class S3ChatStore:
                 raise VersionConflict(document.chat_id) from None
 
     def _scan(self) -> list[tuple[str, int, float]]:
+        """SCAN_AT_ONCE objects at a time; times are whole seconds."""
         found: list[tuple[str, int, float]] = []
         with _explained(), ThreadPoolExecutor(SCAN_AT_ONCE, "scan") as readers:
             pages = self._s3.get().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=PREFIX)

@@ -49,7 +49,7 @@ class Environment:
         self.init_seconds = 0.0
         self._commands = [[program] for program in extensions] + [list(command)]
         self._env = self._lambda_env(name, task_root) | dict(env)
-        self._task_root, self._log = task_root, log
+        self._task_root, self.log = task_root, log
         self._over = threading.Event()
 
     def _lambda_env(self, name: str, task_root: Path) -> dict[str, str]:
@@ -97,7 +97,7 @@ class Environment:
 
     def _start(self, command: list[str]) -> None:
         with contextlib.ExitStack() as stack:
-            out = stack.enter_context(self._log.open("ab")) if self._log else 2
+            out = stack.enter_context(self.log.open("ab")) if self.log else 2
             process = subprocess.Popen(
                 command,
                 env=self._env,
@@ -120,7 +120,7 @@ class Environment:
         deadline = time.monotonic() + seconds
         while not self.api.idle.wait(0.02):
             if self._over.is_set() or self.api.init_error or time.monotonic() > deadline:
-                said = self._log.read_text(errors="replace")[-4000:] if self._log else "see above"
+                said = self.log.read_text(errors="replace")[-4000:] if self.log else "see above"
                 raise InitFailed(f"no event was asked for: {self.api.init_error or ''}\n{said}")
 
     def invoke(self, event: bytes, timeout: float = 60) -> Invocation:

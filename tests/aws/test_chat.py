@@ -226,6 +226,25 @@ def _cpu(process: Any) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def test_metrics_are_written_before_the_response_ends(function: Environment) -> None:
+    """The process may be frozen with the last byte, and not be thawed for another request."""
+    chat = new_chat()
+    function.invoke(events.rest(chat, {"message": HI})).finish()
+    assert function.log
+    written = [json.loads(line) for line in function.log.read_text().splitlines() if line.startswith('{"_aws"')]
+    assert written[-1]["RunsFinished"] == [1.0]
+    assert written[-1]["OutputTokens"] == [pytest.approx(2, abs=1)]
+
+
+def test_the_trace_stands_on_the_lines_of_the_log(function: Environment) -> None:
+    chat = new_chat()
+    function.invoke(events.rest(chat, {"message": HI})).finish()
+    assert function.log
+    lines = [json.loads(line) for line in function.log.read_text().splitlines() if f"chat_id=<{chat}>" in line]
+    assert all(line["xray_trace_id"] for line in lines)
+    assert lines
+
+
 # ---- Bedrock
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 KEYS = [
     *("stop:*", "run:{stop:*", "replica:*"),
-    *("index:{chats}", "info:{chats}", "live:{chats}", "ready:{chats}", "gone:{chats}"),
+    *("index:{chats}", "info:{chats}", "live:{chats}", "ready:{chats}", "gone:{chats}", "stopped:{chats}"),
 ]
 CHANNELS = ["replica:*"]
 CONNECTION = ["ping", "subscribe", "cluster|slots", "script|load", "evalsha"]

@@ -302,11 +302,11 @@ async def test_a_refusal_says_what_to_change(
         assert "secret" not in said
 
 
-async def test_an_s3_that_says_slow_down_is_asked_three_times(canned: Callable[[bytes], Canned]) -> None:
+async def test_an_s3_that_says_slow_down_is_asked_twice(canned: Callable[[bytes], Canned]) -> None:
     server = canned(refusal("503 Slow Down", "SlowDown"))
     with pytest.raises(ChatStoreError, match="takes no more requests for now; try again"):
         await S3ChatStore("any-bucket", REGION).load("trip")
-    assert server.asked == 3
+    assert server.asked == 2
 
 
 async def test_an_s3_where_nobody_listens(aws: Aws, canned: Callable[[bytes], Canned]) -> None:

@@ -125,6 +125,48 @@ async def test_the_other_nodes_are_used_when_one_dies(make_bus: Any, tmp_path: P
         cluster.nodes.pop(0)
 
 
+async def test_a_look_that_cannot_reach_all_does_not_end_the_subscription(make_bus: Any, tmp_path: Path) -> None:
+    with running_cluster(tmp_path) as cluster:
+        bus, other = await bus_of(1, make_bus, cluster), await bus_of(1, make_bus, cluster)
+        for each in (bus, other):
+            await each.watch.subscribed()
+        await begun(bus, chat_of(2))
+        cluster.nodes.pop(2).end()
+        before = cluster.calls()["subscribe"]
+        bus.renew()
+        await bus.watch.subscribed()
+        with pytest.raises((RedisError, OSError)):
+            await bus.watch.look()
+        for n in range(20):
+            run = await begun(bus, chat_of(1, f"push-{n}"))
+            assert (await other.stop(run.chat_id, Arrival())).run_id == run.run_id
+            assert await fired(run) is StopReason.USER
+            assert await bus.end(run, done(run))
+        assert cluster.calls()["subscribe"] == before + 1
+
+
+async def test_a_node_that_has_left_is_not_believed(make_bus: Any, tmp_path: Path) -> None:
+    """It is up and answers that nobody holds anything; it is the one whose address was given."""
+    with running_cluster(tmp_path) as cluster:
+        left, *rest = cluster.nodes
+        bus, key = await make_bus(way=cluster.way), scripts.mailbox_key(chat_of(0))
+        await bus.ping()
+        was, heir = (node.admin.execute_command("CLUSTER", "MYID") for node in cluster.nodes[:2])
+        for node in (rest[0], rest[1], left):
+            node.admin.execute_command("CLUSTER", "SETSLOT", key_slot(key.encode()), "NODE", heir)
+        assert await bus.redis.set(key, "1")  # told by the one that is about to leave: who holds what is asked next
+        left.admin.execute_command("CLUSTER", "RESET", "HARD")
+        for node in rest:
+            node.admin.execute_command("CLUSTER", "FORGET", was)
+
+        assert await bus.redis.get(key) == "1"
+        assert await bus.redis.set(key, "2")
+        await bus.ping()
+        late = await make_bus(way=cluster.way)  # it knows no other node
+        with pytest.raises(BusUnavailable):
+            await late.ping()
+
+
 async def bus_of(node: int, make_bus: Any, cluster: Cluster) -> RedisBus:
     """The bus of a replica whose pulse the node holds."""
     while True:

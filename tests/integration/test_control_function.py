@@ -13,7 +13,9 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from haltline.lambda_door import MAY_HAVE_FROZEN
 from haltline.redis_scripts import SLACK_MS
+from tests.aws.bus_line import BusLine
 from tests.contract.client import LONG, new_chat, script
 from tests.integration.control_process import ControlProcess, event_bridge, rest_event, sns
 from tests.stack import Stack
@@ -110,6 +112,12 @@ def test_each_line_of_the_log_carries_the_requests_id(control: ControlProcess) -
     assert (line["level"], line["service"], line["replica"]) == ("INFO", "haltline-test", "control")
 
 
+def test_what_a_client_says_of_lambda_is_not_heard(control: ControlProcess) -> None:
+    event = rest_event("GET", "/api/v1/chats")
+    event["multiValueHeaders"] |= {"x-amzn-lambda-context": ['{"deadline": "x"}'], "x-amzn-request-context": ["{"]}
+    assert control.invoke(event)["statusCode"] == 200
+
+
 # ---- stops that come as events
 
 
@@ -121,6 +129,7 @@ def test_each_line_of_the_log_carries_the_requests_id(control: ControlProcess) -
         pytest.param(lambda chat_id, at: sns(json.dumps({"chat_ids": [chat_id]}), at=at), id="SNS"),
         pytest.param(lambda chat_id, at: sns(json.dumps(ALARM), at=at), id="an alarm"),
         pytest.param(lambda chat_id, at: sns("AWS Budget Notification\nlimit exceeded", at=at), id="a budget"),
+        pytest.param(lambda chat_id, at: sns("[ALERT] budget exceeded", at=at), id="text in brackets"),
     ],
 )
 def test_an_event_stops_what_ran_when_it_was_sent_and_nothing_later(
@@ -191,6 +200,21 @@ def _soon(run: Reading) -> None:
     raise TimeoutError
 
 
+@pytest.mark.parametrize("event", [{"chat_ids": ["a"]}, {"all": True}], ids=["one", "all"])
+def test_an_event_is_obeyed_after_a_freeze_in_which_the_connections_died(
+    event: dict[str, object], stack: Stack, tmp_path: Path
+) -> None:
+    with BusLine(stack.valkey.port) as line:
+        control = ControlProcess(tmp_path, REDIS_URL=line.url)
+        try:
+            assert control.invoke(event_bridge(event))
+            assert line.go_dead() >= 1
+            time.sleep(1.5 * MAY_HAVE_FROZEN)  # what is tested is that time passes
+            assert "stops" in control.invoke(event_bridge(event))
+        finally:
+            control.end()
+
+
 # ---- without the bus, before a snapshot
 
 
@@ -203,7 +227,7 @@ def test_an_event_is_delivered_again_where_the_bus_is_gone(tmp_path: Path) -> No
             "errorMessage": "2 of 2 stops could not be stored, a among them",
         }
         assert control.invoke(event_bridge({"all": True}))["errorType"] == "BusUnavailable"
-        assert control.counted("StopsFailed") == [1, 1, 1]
+        assert control.counted("StopsFailed") == [1, 1, 1, 1]
     finally:
         control.end()
 

@@ -15,14 +15,17 @@ import pytest
 
 from haltline import redis_scripts as scripts
 from haltline import runner
-from haltline.chat_index import ChatIndex
+from haltline.chat_index import KEYS, ChatIndex
 from haltline.events import Done, Event, Failed, Stopped, Text
 from haltline.execution import Execution
 from haltline.metrics import Metrics
 from haltline.redis_bus import RedisBus
+from haltline.resources import Resources
 from haltline.runner import Deps, Draining, Runner
 from haltline.runs import Arrival, Outcome, StopReason, new_run_id
+from haltline.settings import Settings
 from haltline.signals import StopState
+from haltline.stopping import stop_all
 from haltline.taking import ChatBusy, RunIdUsed
 from tests.integration.steps import StepAgents, StepStore
 
@@ -103,6 +106,54 @@ async def bench(make_bus: Any, tmp_path: Path, request: pytest.FixtureRequest) -
     agents.may_make.set()
     agents.let_go.set()
     await runner.drain(0)
+
+
+# ---- a stop that means all
+
+
+def resources_of(bench: Bench) -> Resources:
+    """What a replica holds that runs no chat: where the stop arrives."""
+    index = ChatIndex(bench.other.redis, bench.other, bench.store)
+    return Resources(Settings(model_provider="scripted"), bench.other, bench.store, index, Metrics())
+
+
+async def test_a_stop_of_all_halts_a_run_that_is_not_yet_listed(bench: Bench) -> None:
+    """Its chat is taken, and its first write is held up: the list of live runs does not name it."""
+    bench.store.free.clear()
+    execution = await bench.start()
+    await soon(bench.store.saving)
+    verdicts = await stop_all(resources_of(bench), Arrival())
+    assert bench.chat not in [v.chat_id for v in verdicts]
+    bench.store.free.set()
+    assert await rest(execution) == [Stopped()]
+    assert await ended(execution) == (Outcome.STOPPED, StopReason.USER)
+
+
+async def test_a_stop_of_all_spares_a_run_that_came_after_it(bench: Bench) -> None:
+    await stop_all(resources_of(bench), Arrival())
+    execution = await bench.running("on")
+    bench.agents.end()
+    assert await rest(execution) == [Done()]
+
+
+async def test_a_stop_of_all_waits_for_no_store(bench: Bench) -> None:
+    """The list of chats was never made, and the store does not answer: what is known to be live is stopped first."""
+    execution = await bench.running("on")
+    resources = resources_of(bench)
+    await resources.bus.redis.delete(KEYS[3])  # type: ignore[attr-defined]
+    scanning, may_scan = asyncio.Event(), asyncio.Event()
+
+    async def scan() -> list[Any]:
+        scanning.set()
+        await may_scan.wait()
+        return []
+
+    bench.store.scan = scan  # type: ignore[method-assign]
+    stopping = asyncio.create_task(stop_all(resources, Arrival()))
+    assert await rest(execution) == [Stopped()]
+    await soon(scanning)
+    may_scan.set()
+    assert [v.chat_id for v in await stopping] == [bench.chat]
 
 
 # ---- by itself

@@ -33,6 +33,7 @@ class Pass:
     def __init__(self, auth: str = "apigateway") -> None:
         self.bus, self.flushed = Bus(), 0
         resources: Any = SimpleNamespace(
+            at_rest_since=time.time(),
             settings=SimpleNamespace(auth=auth, replica_name="one"),
             bus=self.bus,
             metrics=SimpleNamespace(flush=self._f),

@@ -18,7 +18,7 @@ from haltline.runs import Outcome, Receipt, Usage
 
 LIMIT = 2.0  # seconds that an event may take in all
 AT_ONCE = 16  # events under way together: a dead EventBridge must not take the threads that chats are saved in
-_TYPES = {Outcome.DONE: "RunFinished", Outcome.STOPPED: "RunStopped"}  # any other is RunFailed
+_TYPES = {Outcome.DONE: "RunFinished", Outcome.STOPPED: "RunStopped"}
 
 
 class Announcements:
@@ -45,7 +45,7 @@ class Announcements:
         }
         entry = {
             "Source": "haltline",
-            "DetailType": _TYPES.get(receipt.outcome, "RunFailed"),
+            "DetailType": "RunFailed" if receipt.failed else _TYPES[receipt.outcome],
             "Detail": json.dumps(detail),
             "EventBusName": self._bus_name,
         }

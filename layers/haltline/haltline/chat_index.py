@@ -3,7 +3,8 @@
 It is a copy: the chat documents are the truth. Where Redis has lost it, it is made again from the store.
 All keys lie in one slot: `index:{chats}` (chat id by time of its last turn, ms), `info:{chats}` (number of
 messages) and `live:{chats}` (chats with a run when they were last written);
-`ready:{chats}` stands while the list is whole, and `gone:{chats}` names what was deleted while it was not.
+`ready:{chats}` stands while the list is whole, `gone:{chats}` names what was deleted lately, and `stopped:{chats}` is
+the time (ms) of the latest stop that means all chats: a run that is listed only after it finds it there.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from redis.asyncio import Redis
 
 from haltline.chats import ChatStore
 from haltline.redis_bus import reachable
+from haltline.runs import Arrival
 from haltline.signals import SignalBus
 
-KEYS = ["index:{chats}", "info:{chats}", "live:{chats}", "ready:{chats}", "gone:{chats}"]
+KEYS = ["index:{chats}", "info:{chats}", "live:{chats}", "ready:{chats}", "gone:{chats}", "stopped:{chats}"]
 REBUILD_AT_ONCE = 1000  # chats
 
 # ARGV: chat, messages, time ms, '1' | '' live
@@ -31,12 +33,22 @@ redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
 redis.call('SREM', KEYS[5], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 if ARGV[4] == '1' then redis.call('HSET', KEYS[3], ARGV[1], '1') else redis.call('HDEL', KEYS[3], ARGV[1]) end
+return redis.call('GET', KEYS[6])
 """
 _REMOVE = """
 redis.call('ZREM', KEYS[1], ARGV[1]); redis.call('HDEL', KEYS[2], ARGV[1]); redis.call('HDEL', KEYS[3], ARGV[1])
-if redis.call('EXISTS', KEYS[4]) == 0 then -- whoever makes the list again may have seen the chat before it was deleted
-  redis.call('SADD', KEYS[5], ARGV[1]); redis.call('EXPIRE', KEYS[5], 600)
+-- whoever makes the list again, now or with another, may have seen the chat before it was deleted
+redis.call('SADD', KEYS[5], ARGV[1]); redis.call('EXPIRE', KEYS[5], 600)
+"""
+# ARGV: stamp ms, age ms, ttl s. As in STOP: a stamp from the future counts as now.
+_STOP_ALL = """
+local t, given = redis.call('TIME'), tonumber(ARGV[1])
+local now = t[1] * 1000 + t[2] / 1000
+if given <= 0 then given = now - tonumber(ARGV[2]) elseif given > now + 1000 then given = now end
+if given > tonumber(redis.call('GET', KEYS[6]) or 0) then
+  redis.call('SET', KEYS[6], string.format('%.3f', given), 'EX', ARGV[3])
 end
+return {redis.call('EXISTS', KEYS[4]), redis.call('HKEYS', KEYS[3])}
 """
 # ARGV: limit, score and id of the last chat of the page before ('' for the first page). Newest first; of two chats of
 # one millisecond the greater id comes first, as Redis orders them.
@@ -109,14 +121,29 @@ class ChatIndex:
 
     def __init__(self, redis: Redis, bus: SignalBus, store: ChatStore) -> None:
         self._redis, self._bus, self._store = redis, bus, store
-        self._put, self._remove, self._page, self._rebuild = (
-            redis.register_script(s) for s in (_PUT, _REMOVE, _PAGE, _REBUILD)
+        self._put, self._remove, self._stop_all, self._page, self._rebuild = (
+            redis.register_script(s) for s in (_PUT, _REMOVE, _STOP_ALL, _PAGE, _REBUILD)
         )
 
-    async def put(self, chat_id: str, message_count: int, *, live: bool) -> None:
-        """Note that the chat was written now. Raises: BusUnavailable."""
+    async def put(self, chat_id: str, message_count: int, *, live: bool) -> float:
+        """Note that the chat was written now. Returns the time (ms) of the latest stop that means all chats.
+
+        Raises: BusUnavailable.
+        """
         async with reachable():
-            await self._put(keys=KEYS, args=[chat_id, message_count, int(time.time() * 1000), "1" if live else ""])
+            stopped = await self._put(
+                keys=KEYS, args=[chat_id, message_count, int(time.time() * 1000), "1" if live else ""]
+            )
+        return float(stopped or 0)
+
+    async def stop_all(self, arrival: Arrival, ttl: int) -> tuple[bool, list[str]]:
+        """Note a stop that means all, for `ttl` seconds; whether the list is whole, and its chats that have a run.
+
+        A run is either among them or finds the stop when it is listed. Raises: BusUnavailable.
+        """
+        async with reachable():
+            whole, live = await self._stop_all(keys=KEYS, args=[arrival.stamp, arrival.age_ms, ttl])
+        return bool(whole), list(live)
 
     async def remove(self, chat_id: str) -> None:
         """Forget a deleted chat. Raises: BusUnavailable."""
@@ -151,20 +178,22 @@ class ChatIndex:
                 answer = await self._page(keys=KEYS, args=[limit, *after])
             if answer is not None:
                 return int(answer[0]), [tuple(row) for row in json.loads(answer[1])]
-            found = await self._store.scan()
-            async with reachable():
-                for i in range(0, max(len(found), 1), REBUILD_AT_ONCE):
-                    part = [
-                        x
-                        for chat, messages, at in found[i : i + REBUILD_AT_ONCE]
-                        for x in (chat, messages, int(at * 1000))
-                    ]
-                    last = i + REBUILD_AT_ONCE >= len(found)
-                    await self._rebuild(keys=KEYS, args=["1" if last else "", *part])
-            if live := await self._bus.live_among(chat for chat, _, _ in found):
-                async with reachable():
-                    await self._redis.hset(KEYS[2], mapping=dict.fromkeys(live, "1"))
+            await self.rebuild()
         return 0, []  # emptied twice while we looked
+
+    async def rebuild(self) -> None:
+        """Make the list again. Raises: BusUnavailable, ChatStoreError."""
+        found = await self._store.scan()
+        async with reachable():
+            for i in range(0, max(len(found), 1), REBUILD_AT_ONCE):
+                part = [
+                    x for chat, messages, at in found[i : i + REBUILD_AT_ONCE] for x in (chat, messages, int(at * 1000))
+                ]
+                last = i + REBUILD_AT_ONCE >= len(found)
+                await self._rebuild(keys=KEYS, args=["1" if last else "", *part])
+        if live := await self._bus.live_among(chat for chat, _, _ in found):
+            async with reachable():
+                await self._redis.hset(KEYS[2], mapping=dict.fromkeys(live, "1"))
 
     async def _live(self) -> dict[str, str]:
         async with reachable():

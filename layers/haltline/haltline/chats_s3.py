@@ -64,9 +64,9 @@ class S3ChatStore(ThreadedStore):
     """
 
     def __init__(self, bucket: str, region: str, *, silence: float = 3) -> None:
-        """`silence`: seconds after which S3 is asked again, twice; a dead one is told of after some 10 s."""
+        """`silence`: seconds after which S3 is asked once more. A dead one is told of before a Lambda function ends."""
         self._bucket = bucket
-        self._s3 = Client("s3", region, connect=2, read=silence, attempts=3, connections=_THREADS + SCAN_AT_ONCE)
+        self._s3 = Client("s3", region, connect=2, read=silence, attempts=2, connections=_THREADS + SCAN_AT_ONCE)
 
     def warm(self) -> None:
         """Load what the first verb would have to, which takes 0.2 s, without a connection or a credential."""

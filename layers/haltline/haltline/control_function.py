@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 import ssl
+import time
 from typing import Any
 
 from mangum import Mangum
@@ -19,6 +20,7 @@ from haltline import cache_auth
 from haltline.app import make_app
 from haltline.bootstrap import make_resources, start_logging
 from haltline.chats_s3 import S3ChatStore
+from haltline.lambda_door import thaw
 from haltline.lambda_telemetry import powertools_logger
 from haltline.settings import load_settings
 
@@ -46,14 +48,19 @@ class ControlFunction:
     def _answer(self, event: dict[str, Any], context: Any) -> Any:
         if not self._entered:
             self._loop.run_until_complete(self._resources.bus.__aenter__())
-            self._entered = True
+            self._entered, self._resources.at_rest_since = True, time.time()
         if "httpMethod" in event:
             return self._http(event, context)
+        return self._loop.run_until_complete(self._obey(event))
+
+    async def _obey(self, event: dict[str, Any]) -> dict[str, int]:
         from haltline.stop_events import obey
 
+        thaw(self._resources)
         try:
-            return self._loop.run_until_complete(obey(self._resources, event))
+            return await obey(self._resources, event)
         finally:
+            self._resources.at_rest_since = time.time()
             self._resources.metrics.flush()
 
     def prepare(self) -> None:

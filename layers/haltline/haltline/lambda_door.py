@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from loguru import logger
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from haltline.edge import Edge
 from haltline.inputs import mark_told
@@ -32,19 +33,23 @@ class LambdaDoor:
         self._app, self._resources = app, resources
         answer = JSONResponse({"detail": "The front door has named no caller. Sign in."}, 401)
         self._refusal = Edge(answer, resources.settings.replica_name)
-        self._at_rest_since = time.time()  # of the wall, which goes on while the function is frozen
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on with what Lambda says of it; 401 where it has no principal and AUTH wants one."""
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
-        told = scope.get("aws.event", {}).get("requestContext") or _json_header(scope, "x-amzn-request-context")
+        told: Mapping[str, Any]
+        about: Mapping[str, Any]
+        if "aws.event" in scope:  # nobody else sets the headers then but the client
+            told, about = scope["aws.event"].get("requestContext") or {}, {}
+        else:
+            told, about = (_json_header(scope, f"x-amzn-{name}-context") for name in ("request", "lambda"))
         principal = principal_in(told)
-        if principal is None and self._resources.settings.auth == "apigateway" and not _invoked(scope, told):
+        # One who invokes the function itself comes through no door, and IAM has let them.
+        if principal is None and self._resources.settings.auth == "apigateway" and not (about and not told):
             await self._refusal(scope, receive, send)
             return
-        about = _json_header(scope, "x-amzn-lambda-context")
         ends = about.get("deadline")
         left = float(ends) / 1000 - time.time() - END_BEFORE if ends else math.inf
         mark_told(scope, principal, time.monotonic() + left)
@@ -52,14 +57,27 @@ class LambdaDoor:
         scope["headers"] = [h for h in scope["headers"] if h[0] != b"x-request-start"]
         if at := told.get("requestTimeEpoch") or told.get("timeEpoch"):
             scope["headers"].append((b"x-request-start", f"t={int(at) / 1000:.3f}".encode()))
-        if time.time() - self._at_rest_since > MAY_HAVE_FROZEN:
-            self._resources.bus.renew()
-        with logger.contextualize(correlation_id=told.get("requestId"), xray_trace_id=about.get("xray_trace_id")):
+        if trace := about.get("xray_trace_id"):
+            os.environ["_X_AMZN_TRACE_ID"] = trace  # where Powertools' logger looks; one request at a time is served
+        thaw(self._resources)
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                self._resources.metrics.flush()  # before the last word: the process may be frozen with it
+            await send(message)
+
+        with logger.contextualize(correlation_id=told.get("requestId")):
             try:
-                await self._app(scope, receive, send)
+                await self._app(scope, receive, counted)
             finally:
-                self._at_rest_since = time.time()
+                self._resources.at_rest_since = time.time()
                 self._resources.metrics.flush()
+
+
+def thaw(resources: Resources) -> None:
+    """Trust no open connection where the process may have stood still since it was last asked. For the bus' loop."""
+    if time.time() - resources.at_rest_since > MAY_HAVE_FROZEN:
+        resources.bus.renew()
 
 
 def principal_in(told: Mapping[str, Any]) -> str | None:
@@ -67,11 +85,6 @@ def principal_in(told: Mapping[str, Any]) -> str | None:
     authorizer = told.get("authorizer") or {}
     claims, caller = authorizer.get("claims") or {}, authorizer.get("iam") or {}
     return claims.get("sub") or caller.get("userArn") or None
-
-
-def _invoked(scope: Scope, told: Mapping[str, Any]) -> bool:
-    """Whether the function was invoked directly, which IAM has allowed: through no door, so that none tells of it."""
-    return not told and "aws.event" not in scope and bool(_json_header(scope, "x-amzn-lambda-context"))
 
 
 def _json_header(scope: Scope, name: str) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,24 +11,28 @@ from aws_lambda_powertools import Logger
 from aws_lambda_powertools import Metrics as Emf
 
 from haltline.metrics import Metrics
-from haltline.runs import Outcome, Receipt, Usage
+from haltline.runs import Outcome, Receipt, StopReason, Usage
 from haltline.settings import Settings
 
 if TYPE_CHECKING:
     from loguru import Message
 
 NAMESPACE = "Haltline"  # of all metrics; their one dimension, `service`, is POWERTOOLS_SERVICE_NAME
-_RUNS = {
-    Outcome.DONE: "RunsFinished",
-    Outcome.STOPPED: "RunsStopped",
-    Outcome.ERROR: "RunsFailed",
-    Outcome.LOST: "RunsLost",
-}
+_TAKEN = {*vars(logging.makeLogRecord({})), "message", "asctime"}  # keys that `logging` refuses
+
+
+def _name_of(receipt: Receipt) -> str:
+    if receipt.outcome is Outcome.LOST or receipt.reason is StopReason.SIGNAL_LOST:
+        return "RunsLost"
+    if receipt.failed:
+        return "RunsFailed"
+    return "RunsStopped" if receipt.outcome is Outcome.STOPPED else "RunsFinished"
 
 
 def powertools_logger(settings: Settings) -> Logger:
     """Powertools' logger, which writes JSON lines to stdout; one a process, however often it is asked for."""
-    made = Logger(level="DEBUG" if settings.log_level == "TRACE" else settings.log_level, location=None)
+    level = "DEBUG" if settings.log_level == "TRACE" else settings.log_level
+    made = Logger(level=level, location=None, use_rfc3339=True)  # the form of time that Lambda reads
     logging.getLogger(made.name).propagate = False  # the root's handlers lead back to loguru
     return made
 
@@ -41,7 +46,8 @@ def powertools_sink(settings: Settings) -> Callable[[Message], None]:
         lines.log(
             record["level"].no,
             record["message"],
-            extra={**record["extra"], "location": f"{record['name']}:{record['line']}"},
+            extra={f"{k}_" if k in _TAKEN else k: v for k, v in record["extra"].items()}
+            | {"location": f"{record['name']}:{record['line']}"},
             exc_info=error.value if error else None,
         )
 
@@ -62,7 +68,7 @@ class EmfMetrics(Metrics):
             return
         if receipt.outcome is Outcome.STOPPED:
             self._emf.add_metric("TokensKept", "Count", usage.output_tokens)
-        self._emf.add_metric(_RUNS[receipt.outcome], "Count", 1)
+        self._emf.add_metric(_name_of(receipt), "Count", 1)
         if receipt.halted_ms is not None:
             self._emf.add_metric("HaltedMs", "Milliseconds", receipt.halted_ms)
         if receipt.upstream_closed_ms is not None:
@@ -80,3 +86,4 @@ class EmfMetrics(Metrics):
         """Write what was counted since the last time, as one log line."""
         if self._emf.metric_set:
             self._emf.flush_metrics()
+            sys.stdout.flush()  # a pipe keeps lines back, and an environment may see no other request

@@ -24,6 +24,7 @@ from haltline.tasks import cancelled
 
 RECEIPTS_KEPT = 1024
 LOOK_AGAIN = (0.01, 0.25)  # seconds, first and longest, between looks at a run that is waited for, if no push comes
+LOOKS = 400  # of these a second, at most: where many wait at once, each looks more seldom
 _LOST = (RedisError, OSError, TimeoutError)
 
 
@@ -249,7 +250,7 @@ class RedisBus:
                 await asyncio.wait({told}, timeout=min(left, pause))
                 if told.done():
                     return told.result()
-                pause = min(max(pause, LOOK_AGAIN[0]) * 2, LOOK_AGAIN[1])
+                pause = min(max(pause, LOOK_AGAIN[0]) * 2, max(LOOK_AGAIN[1], len(self._waiting) / LOOKS))
                 record = await self._record(chat_id)
                 for ended in (record.get("last"), record.get("before")):
                     if ended and ended["run_id"] == run_id:

@@ -62,7 +62,7 @@ class ClusterRedis(Redis):
         if args[0] == "MGET":
             return await self._mget(args[1:])
         if args[0] in _OF_ALL_NODES:
-            nodes = {address for _, address in self._ranges}
+            nodes = {address for _, address in self._ranges} or {self._holder(0)}
             return (await asyncio.gather(*(self._ask(node, *args, **options) for node in nodes)))[0]
         key = args[3] if args[0] == "EVALSHA" else args[1] if len(args) > 1 else ""
         return await self._send(_slot(key), *args, **options)
@@ -174,6 +174,8 @@ class ClusterRedis(Redis):
             except (RedisError, OSError):
                 if last == 0:
                     raise
+                continue
+            if not found and last < 0:  # it has left the cluster
                 continue
             held = sorted((start, end, primary[:2]) for start, end, primary, *_ in found)
             self._starts = [start for start, _, _ in held]

@@ -200,7 +200,7 @@ class Watch:
                         self._failures = 0
                         if asyncio.current_task() is self._listening:
                             self._standing.set()
-                        await self.look()  # what was stored while nobody listened
+                        await self._try("look", self.look())  # what was stored while nobody listened
                     elif message is not None and message["type"] == "message":
                         self._heard(json.loads(message["data"]))
         except TimeoutError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from haltline.chat_index import ChatIndex
@@ -51,3 +52,4 @@ class Resources:
     index: ChatIndex
     metrics: Metrics
     runs: LocalRuns | None = None
+    at_rest_since: float = field(default_factory=time.time)  # when it was last asked; of the wall, which never freezes

@@ -170,6 +170,12 @@ class Receipt:
     upstream_closed_ms: float | None = None
     saved: bool = True
 
+    @property
+    def failed(self) -> bool:
+        """Whether the user was told of an error, or should have been."""
+        ended = self.outcome in (Outcome.ERROR, Outcome.LOST) or not self.saved
+        return ended or self.reason in (StopReason.DEADLINE, StopReason.SHUTDOWN, StopReason.SIGNAL_LOST)
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:

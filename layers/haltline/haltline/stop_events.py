@@ -17,12 +17,13 @@ from typing import Any
 from aws_lambda_powertools.utilities.parser import parse
 from aws_lambda_powertools.utilities.parser.models import EventBridgeModel, SnsModel
 from loguru import logger
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from haltline.inputs import ChatId
 from haltline.resources import Resources
 from haltline.runs import Arrival
+from haltline.signals import BusUnavailable
 from haltline.stopping import stop_all, stop_many
 
 
@@ -46,17 +47,31 @@ class StopsFailed(Exception):
 async def obey(resources: Resources, event: dict[str, Any]) -> dict[str, int]:
     """Do what an event asks for; the number of chats that a stop was sent to.
 
-    Raises: ValidationError, ValueError where it is no such event; StopsFailed, BusUnavailable.
+    Raises: ValueError where it is no such event; StopsFailed, BusUnavailable, ChatStoreError.
     """
     sent = 0
-    for wanted, arrival, event_id in _requests(event):
+    try:
+        requests = list(_requests(event))
+    except ValidationError as error:  # by itself it would show the event, in the log too
+        told = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"no event that stops: {'; '.join(told)}") from None
+    for wanted, arrival, event_id in requests:
         with logger.contextualize(correlation_id=event_id):
-            if wanted.all:
-                verdicts = await stop_all(resources, arrival)
-            else:
-                verdicts = await stop_many(resources, wanted.chat_ids, arrival)
+            try:
+                if wanted.all:
+                    verdicts = await stop_all(resources, arrival)
+                else:
+                    verdicts = await stop_many(resources, wanted.chat_ids, arrival)
+            except BusUnavailable:
+                resources.metrics.stop_answered("failed")
+                raise
             failed = [v.chat_id for v in verdicts if v.status == "failed"]
-            logger.info("all=<{}> chats=<{}> failed=<{}> | stopped by an event", wanted.all, len(verdicts), len(failed))
+            logger.info(
+                "all=<{}> chats=<{}> failed=<{}> | stops sent, as an event asked",
+                wanted.all,
+                len(verdicts),
+                len(failed),
+            )
         if failed:
             raise StopsFailed(f"{len(failed)} of {len(verdicts)} stops could not be stored, {failed[0]} among them")
         sent += len(verdicts)
@@ -77,9 +92,12 @@ def _requests(event: dict[str, Any]) -> Iterator[tuple[StopRequested, Arrival, s
 
 def _in_message(text: str) -> StopRequested | None:
     """What a message of SNS asks for; None where it is an alarm that does not go off."""
-    if not text.lstrip().startswith(("{", "[")):
+    try:
+        told = from_json(text)
+    except ValueError:
+        if text.lstrip().startswith("{"):  # meant for us, and mistyped
+            raise
         return StopRequested(all=True)  # AWS Budgets
-    told = from_json(text)
     if isinstance(told, dict) and "NewStateValue" in told:
         return StopRequested(all=True) if told["NewStateValue"] == "ALARM" else None
     return StopRequested.model_validate(told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from haltline.openapi import StopAnswer, Verdict
@@ -13,7 +14,6 @@ from haltline.runs import Arrival, Outcome, Receipt
 from haltline.signals import BusUnavailable, StopState
 
 AT_ONCE = 32  # stops of one call that are under way together
-LISTED_WITHIN = 1.0  # seconds: a run that has just taken its chat is listed with its first write
 
 _SAY = {
     "accepted": "Stop signal sent for chat {}. Agent will halt shortly.",
@@ -25,15 +25,24 @@ _SAY = {
 
 
 async def stop_chat(
-    resources: Resources, chat_id: str, arrival: Arrival, *, run_id: str | None = None, wait: float | None = None
+    resources: Resources,
+    chat_id: str,
+    arrival: Arrival,
+    *,
+    run_id: str | None = None,
+    wait: float | None = None,
+    place: AbstractAsyncContextManager[Any] | None = None,
 ) -> StopAnswer:
     """Store and push a stop; with `wait` (seconds) tell what became of the run it covers.
+
+    `place`: held while the bus is asked, and not while the run's end is waited for.
 
     Raises: BusUnavailable where it could not be stored and the run is not of this process.
     """
     until = time.monotonic() + (wait or 0)
     try:
-        verdict = await resources.bus.stop(chat_id, arrival, run_id=run_id or "", wait=wait is not None)
+        async with place or nullcontext():
+            verdict = await resources.bus.stop(chat_id, arrival, run_id=run_id or "", wait=wait is not None)
     except BusUnavailable:
         # A stop through the replica that owns the run works without the bus.
         here = resources.runs.stop_here(chat_id, run_id, arrival) if resources.runs else None
@@ -60,36 +69,31 @@ async def stop_many(
     resources: Resources, chat_ids: Iterable[str], arrival: Arrival, *, wait: float | None = None
 ) -> list[Verdict]:
     """Stop each of these chats. One verdict a chat, in order; `failed` where a stop could not be stored."""
-    ids = list(chat_ids)
-    places = asyncio.Semaphore(AT_ONCE if wait is None else len(ids) or 1)  # waiting calls must not queue
+    places = asyncio.Semaphore(AT_ONCE)
 
     async def one(chat_id: str) -> Verdict:
         try:
-            async with places:
-                answer = await stop_chat(resources, chat_id, arrival, wait=wait)
+            answer = await stop_chat(resources, chat_id, arrival, wait=wait, place=places)
         except BusUnavailable:
             return Verdict(chat_id=chat_id, status="failed")
         return Verdict(chat_id=chat_id, status=answer.status)
 
-    return await asyncio.gather(*map(one, ids))
+    return await asyncio.gather(*map(one, chat_ids))
 
 
 async def stop_all(resources: Resources, arrival: Arrival) -> list[Verdict]:
-    """Stop every chat with a live run that arrived before this did. One verdict a chat.
+    """Stop every chat with a run that arrived before this did, listed already or not. One verdict a listed chat.
 
-    Raises: BusUnavailable, ChatStoreError where the live runs cannot be listed.
+    Raises: BusUnavailable, ChatStoreError where the list of chats was lost and cannot be made again.
     """
-    verdicts: dict[str, Verdict] = {}
-    for pause in (0, LISTED_WITHIN):
-        await asyncio.sleep(pause)
-        cursor: str | None = None
-        while True:
-            page = await resources.index.page(200, cursor, "running")
-            found = [c.chat_id for c in page.chats if c.chat_id not in verdicts]
-            verdicts |= {v.chat_id: v for v in await stop_many(resources, found, arrival)}
-            if not (cursor := page.next_cursor):
-                break
-    return list(verdicts.values())
+    ttl = resources.settings.stop_signal_ttl
+    whole, live = await resources.index.stop_all(arrival, ttl)
+    verdicts = await stop_many(resources, live, arrival)
+    if not whole:  # with the list Redis may have lost who has a run
+        await resources.index.rebuild()
+        _, found = await resources.index.stop_all(arrival, ttl)
+        verdicts += await stop_many(resources, set(found) - set(live), arrival)
+    return verdicts
 
 
 def _told(resources: Resources, chat_id: str, receipt: Receipt | None) -> StopAnswer:

@@ -125,7 +125,7 @@ def test_an_event_halts_all(control: Control, function: Environment) -> None:
 
 def test_an_event_that_cannot_be_read_is_an_error_of_the_invocation(control: Control) -> None:
     told = control.invoke(event_bridge({"chat_ids": "all"}))
-    assert told["errorType"] == "ValidationError"
+    assert told["errorType"] == "ValueError"
     assert "chat_ids" in told["errorMessage"]
 
 

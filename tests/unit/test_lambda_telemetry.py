@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -45,10 +46,22 @@ def test_a_run_whose_user_saw_an_error_has_failed(
     assert capsys.readouterr().out == "", "said once"
 
 
-def test_a_line_may_have_keys_of_any_name(caplog: pytest.LogCaptureFixture) -> None:
+class Keeper(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[Any] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def test_a_line_may_have_keys_of_any_name() -> None:
     logger.remove()
-    sink = logger.add(powertools_sink(Settings(model_provider="scripted")), format="{message}")
+    sink, keeper = logger.add(powertools_sink(Settings(model_provider="scripted")), format="{message}"), Keeper()
+    logging.getLogger("unit").addHandler(keeper)
     logger.bind(name="ada", message="m", args=1, chat="trip").info("said")
     logger.remove(sink)
-    line: Any = caplog.records[-1]
+    (line,) = keeper.records
     assert (line.getMessage(), line.name_, line.chat) == ("said", "ada", "trip")

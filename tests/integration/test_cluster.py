@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from redis.crc import key_slot
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, ClusterDownError, NoPermissionError, RedisError
 
 from haltline import redis_scripts as scripts
 from haltline.cache_auth import CacheCredentials
@@ -145,7 +145,8 @@ async def test_a_look_that_cannot_reach_all_does_not_end_the_subscription(make_b
         assert cluster.calls()["subscribe"] == before + 1
 
 
-async def test_a_node_that_has_left_is_not_believed(make_bus: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [True, False], ids=["it had sent on", "it had not been asked"])
+async def test_a_node_that_has_left_is_not_believed(told: bool, make_bus: Any, tmp_path: Path) -> None:
     """It is up and answers that nobody holds anything; it is the one whose address was given."""
     with running_cluster(tmp_path) as cluster:
         left, *rest = cluster.nodes
@@ -154,13 +155,17 @@ async def test_a_node_that_has_left_is_not_believed(make_bus: Any, tmp_path: Pat
         was, heir = (node.admin.execute_command("CLUSTER", "MYID") for node in cluster.nodes[:2])
         for node in (rest[0], rest[1], left):
             node.admin.execute_command("CLUSTER", "SETSLOT", key_slot(key.encode()), "NODE", heir)
-        assert await bus.redis.set(key, "1")  # told by the one that is about to leave: who holds what is asked next
+        if told:
+            assert await bus.redis.set(key, "1")  # by the one that is about to leave: who holds what is asked next
         left.admin.execute_command("CLUSTER", "RESET", "HARD")
         for node in rest:
             node.admin.execute_command("CLUSTER", "FORGET", was)
 
-        assert await bus.redis.get(key) == "1"
+        if not told:
+            with pytest.raises(ClusterDownError):  # from here on it is known
+                await bus.redis.get(key)
         assert await bus.redis.set(key, "2")
+        assert await bus.redis.get(key) == "2"
         await bus.ping()
         late = await make_bus(way=cluster.way)  # it knows no other node
         with pytest.raises(BusUnavailable):

@@ -16,7 +16,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError, RedisError, TryAgainError
+from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -115,10 +115,10 @@ class ClusterRedis(Redis):
 
     @contextmanager
     def _noting(self, node: Address) -> Iterator[None]:
-        """Where a node does not answer, ask anew who holds what: others first."""
+        """Where a node does not answer, or knows no cluster any more, ask anew who holds what: others first."""
         try:
             yield
-        except (RedisConnectionError, RedisTimeoutError, OSError):
+        except (RedisConnectionError, RedisTimeoutError, ClusterDownError, OSError):
             self._stale, self._failed = True, node
             raise
 
@@ -141,7 +141,7 @@ class ClusterRedis(Redis):
                     pipe.mget([keys[i] for i in places])
                 found = await pipe.execute(raise_on_error=False)
         for (slot, places), part in zip(slots.items(), found, strict=True):
-            if isinstance(part, AskError | TryAgainError):
+            if isinstance(part, AskError | TryAgainError | ClusterDownError):
                 part = await self._send(slot, "MGET", *(keys[i] for i in places))
             elif isinstance(part, Exception):
                 raise part

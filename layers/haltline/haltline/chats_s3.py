@@ -63,9 +63,12 @@ class S3ChatStore(ThreadedStore):
     taken before, whose answer was lost: a client of S3 sends again by itself.
     """
 
-    def __init__(self, bucket: str, region: str, *, silence: float = 3) -> None:
-        """`silence`: seconds after which S3 is asked once more. A dead one is told of before a Lambda function ends."""
-        self._bucket = bucket
+    def __init__(self, bucket: str, region: str, *, silence: float = 3, page: int = 1000) -> None:
+        """`silence`: seconds after which S3 is asked once more. A dead one is told of before a Lambda function ends.
+
+        `page`: objects that a scan lists at once, 1,000 at most.
+        """
+        self._bucket, self._page = bucket, page
         self._s3 = Client("s3", region, connect=2, read=silence, attempts=2, connections=_THREADS + SCAN_AT_ONCE)
 
     def warm(self) -> None:
@@ -161,8 +164,8 @@ class S3ChatStore(ThreadedStore):
         """SCAN_AT_ONCE objects at a time; times are whole seconds."""
         found: list[tuple[str, int, float]] = []
         with _explained(), ThreadPoolExecutor(SCAN_AT_ONCE, "scan") as readers:
-            pages = self._s3.get().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=PREFIX)
-            for page in pages:  # of 1,000 at most
+            lister = self._s3.get().get_paginator("list_objects_v2")
+            for page in lister.paginate(Bucket=self._bucket, Prefix=PREFIX, PaginationConfig={"PageSize": self._page}):
                 found += filter(None, readers.map(self._told, page.get("Contents", [])))
         return found
 

@@ -6,10 +6,12 @@ import asyncio
 import json
 import math
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from haltline.inputs import arrival, caller
@@ -41,6 +43,7 @@ class Pass:
         self.door = LambdaDoor(self._routes, resources)
         self.seen: Any = None
         self.status, self.headers = 0, {}
+        self.with_the_last_word: Callable[[], None] = lambda: None
 
     def _f(self) -> None:
         self.flushed += 1
@@ -50,6 +53,7 @@ class Pass:
 
         request = Request(scope)
         self.seen = (arrival(request), caller(request))
+        await Response("seen")(scope, receive, send)
 
     def __call__(
         self, told: Any = None, about: Any = None, event: Any = None, path: str = "/api/v1/chats", **headers: str
@@ -65,6 +69,8 @@ class Pass:
         async def send(message: Any) -> None:
             if message["type"] == "http.response.start":
                 self.status, self.headers = message["status"], dict(message["headers"])
+            else:
+                self.with_the_last_word()
 
         async def receive() -> Any:
             return {"type": "http.request", "body": b"", "more_body": False}
@@ -128,3 +134,18 @@ def test_connections_are_made_anew_after_a_rest_and_only_then(monkeypatch: pytes
     passed(REST)
     assert passed.bus.renewed == 1
     assert passed.flushed == 3
+
+
+def test_a_freeze_with_the_last_byte_is_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The response has left, and the process stands still before it has gone on."""
+    passed, now = Pass(), time.time()
+
+    def freeze() -> None:
+        assert passed.flushed == 1, "what was counted is written by then"
+        monkeypatch.setattr(time, "time", lambda: now + 30)
+
+    passed.with_the_last_word = freeze
+    passed(REST)
+    passed.with_the_last_word = lambda: None
+    passed(REST)
+    assert passed.bus.renewed == 1

@@ -61,17 +61,15 @@ class LambdaDoor:
             os.environ["_X_AMZN_TRACE_ID"] = trace  # where Powertools' logger looks; one request at a time is served
         thaw(self._resources)
 
-        async def counted(message: Message) -> None:
+        async def last_word(message: Message) -> None:
+            # Before it is said: the process may be frozen with it, and go on from here when it is thawed.
             if message["type"] == "http.response.body" and not message.get("more_body", False):
-                self._resources.metrics.flush()  # before the last word: the process may be frozen with it
+                self._resources.at_rest_since = time.time()
+                self._resources.metrics.flush()
             await send(message)
 
         with logger.contextualize(correlation_id=told.get("requestId")):
-            try:
-                await self._app(scope, receive, counted)
-            finally:
-                self._resources.at_rest_since = time.time()
-                self._resources.metrics.flush()
+            await self._app(scope, receive, last_word)
 
 
 def thaw(resources: Resources) -> None:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.stack import Stack, running_stack
+
+
+@pytest.fixture(scope="session")
+def bytecode_kept(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let interpreters keep compiled modules where this machine keeps none: each start would compile them all anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.dont_write_bytecode and request.config.pluginmanager.hasplugin("cacheprovider"):
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+            patch.setenv("PYTHONPYCACHEPREFIX", str(request.config.cache.mkdir("bytecode")))
+        yield
 
 
 @pytest.fixture(scope="session")

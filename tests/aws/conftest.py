@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import site
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,13 +19,8 @@ FULL = bool(os.environ.get("LAMBDA_FULL"))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def bytecode_kept(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let interpreters keep compiled modules where this machine keeps none, as layers bring theirs."""
-    with pytest.MonkeyPatch.context() as patch:
-        if sys.dont_write_bytecode and request.config.pluginmanager.hasplugin("cacheprovider"):
-            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-            patch.setenv("PYTHONPYCACHEPREFIX", str(request.config.cache.mkdir("bytecode")))
-        yield
+def _always(bytecode_kept: None) -> None:
+    """As layers bring theirs."""
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,13 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def bytecode_kept(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let replicas keep compiled modules where this machine keeps none: each start would compile them all anew."""
-    with pytest.MonkeyPatch.context() as patch:
-        if sys.dont_write_bytecode and request.config.pluginmanager.hasplugin("cacheprovider"):
-            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-            patch.setenv("PYTHONPYCACHEPREFIX", str(request.config.cache.mkdir("bytecode")))
-        yield
+def _always(bytecode_kept: None) -> None:
+    """Replicas start often here."""
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from haltline import cache_auth
 from haltline.app import make_app
 from haltline.bootstrap import make_resources, start_logging
 from haltline.chats_s3 import S3ChatStore
-from haltline.lambda_door import thaw
+from haltline.lambda_door import rest, thaw
 from haltline.lambda_telemetry import powertools_logger
 from haltline.settings import load_settings
 
@@ -60,8 +60,7 @@ class ControlFunction:
         try:
             return await obey(self._resources, event)
         finally:
-            self._resources.at_rest_since = time.time()
-            self._resources.metrics.flush()
+            rest(self._resources)
 
     def prepare(self) -> None:
         """Before a snapshot: load what the first calls would have to, without a connection or a credential."""

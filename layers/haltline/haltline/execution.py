@@ -293,9 +293,8 @@ class Execution:
     async def _list(self, *, live: bool) -> None:
         try:
             stopped = await self._deps.index.put(self.run.chat_id, len(self._document.messages), live=live)
-            if (
-                live and stopped and stopped >= float(self.run.arrived_ms)
-            ):  # a stop that means all, from before the run was listed
+            # A stop that means all, from before the run was listed.
+            if live and stopped and stopped >= float(self.run.arrived_ms):
                 self.run.token.stop(StopReason.USER)
         except BusUnavailable as failure:
             logger.warning("chat_id=<{}> error=<{}> | the list of chats was not told", self.run.chat_id, failure)

@@ -64,8 +64,7 @@ class LambdaDoor:
         async def last_word(message: Message) -> None:
             # Before it is said: the process may be frozen with it, and go on from here when it is thawed.
             if message["type"] == "http.response.body" and not message.get("more_body", False):
-                self._resources.at_rest_since = time.time()
-                self._resources.metrics.flush()
+                rest(self._resources)
             await send(message)
 
         with logger.contextualize(correlation_id=told.get("requestId")):
@@ -76,6 +75,12 @@ def thaw(resources: Resources) -> None:
     """Trust no open connection where the process may have stood still since it was last asked. For the bus' loop."""
     if time.time() - resources.at_rest_since > MAY_HAVE_FROZEN:
         resources.bus.renew()
+
+
+def rest(resources: Resources) -> None:
+    """Be ready for a freeze: note when it may have begun, and hand on what was counted."""
+    resources.at_rest_since = time.time()
+    resources.metrics.flush()
 
 
 def principal_in(told: Mapping[str, Any]) -> str | None:

@@ -21,7 +21,7 @@ SAM := SAM_CLI_TELEMETRY=0 $(SAM_VENV)/bin/sam
 STAGE ?= dev
 HERE = $(shell uname -m | sed s/aarch64/arm64/)# the name that Lambda has for this machine's architecture
 
-.PHONY: help run test stops cluster check format lock clean-venv lambda-adapter lambda layers sam-build sam-test sam-invoke deploy
+.PHONY: help run test stops cluster bench bench-quick check format lock clean-venv lambda-adapter lambda layers sam-build sam-test sam-invoke deploy
 .PHONY: start up stop down restart build clean logs logs-backend logs-nginx logs-redis status ps health shell redis redis-monitor stats e2e
 
 help: ## this list
@@ -38,6 +38,12 @@ stops: $(VENV)/.dev ## stops in every phase, at random moments and in every orde
 
 cluster: $(VENV)/.dev ## the signal bus on clusters of Redis and Valkey, with TLS and a user who may do what it needs and no more
 	$(PY) -m pytest -m cluster $(or $(ARGS),tests/integration)
+
+bench: $(VENV)/.dev ## every figure beside its baseline, measured in one run (5 minutes), into docs/figures.json and .png
+	$(PY) -m tests.bench --into docs $(ARGS)
+
+bench-quick: $(VENV)/.dev ## the same with small counts, in under a minute, into build/bench
+	$(PY) -m tests.bench --quick --into build/bench $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy --strict, import directions, locks in step, the Compose stack's files, the template for AWS
 	$(PY) -m ruff check .

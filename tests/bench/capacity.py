@@ -1,0 +1,151 @@
+"""What a token costs one replica on one core, and how many chats at 20 tokens a second it carries.
+
+Beside it the same agent without Haltline (`bare_strands`), on the same core, under the same load. A chat is carried
+where of all its model's chunks 99 in 100 reach the client within 100 ms. The replica has the first core to itself, the
+model provider and the clients have the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvloop
+
+from tests.bench.figures import Figure, percentile
+from tests.bench.load import PACE, Load, provider
+from tests.stack import ROOT, clean_environment, free_port, running_stack
+
+LATE = 100.0  # ms
+STEP = 1.08  # from one number of chats to the next
+
+
+@dataclass
+class Carried:
+    """What was found of one server."""
+
+    cpu_us: float = 0.0  # a token, while it is not busy
+    busy_us: float = 0.0  # a token, at the most chats it carries
+    chats: int = 0
+    steps: dict[int, float] = field(default_factory=dict)  # chats to the 99th percentile of lateness in ms
+
+
+def measure(quick: bool) -> list[Figure]:
+    """Both figures."""
+    cores = os.sched_getaffinity(0)
+    with tempfile.TemporaryDirectory() as directory:
+        if len(cores) > 1:
+            os.sched_setaffinity(0, cores - {min(cores)})  # Valkey inherits it
+        with running_stack(Path(directory), replicas=0) as stack:
+            ours = uvloop.run(_carried(["-m", "haltline"], Path(directory), quick, REDIS_URL=stack.redis_url))
+        bare = uvloop.run(_carried(["-m", "tests.bench.bare_strands"], Path(directory), quick))
+    bar = ours.chats >= 1.5 * bare.chats
+    return [
+        Figure(
+            "CPU a token, 60 chats at 20 tokens/s, one replica on one core",
+            "µs",
+            ours.cpu_us,
+            {"bare Strands": bare.cpu_us},
+        ),
+        Figure("CPU a token, at the most chats", "µs", ours.busy_us, {"bare Strands": bare.busy_us}),
+        Figure(
+            "most chats at 20 tokens/s, p99 lateness ≤ 100 ms, one replica on one core",
+            "chats",
+            ours.chats,
+            {"bare Strands": bare.chats},
+            "≥ 1.5 × bare",
+            bar,
+            more={"p99 lateness in ms by chats": {"Haltline": ours.steps, "bare Strands": bare.steps}},
+        ),
+    ]
+
+
+async def _carried(command: list[str], directory: Path, quick: bool, **env: str) -> Carried:
+    found, seconds = Carried(), 1.5 if quick else 3.0
+    async with provider() as upstream:
+        with _server(command, directory, upstream, **env) as (pid, port):
+            load = Load(port)
+            await load.grow(60)
+            await load.heard(1)
+            before = _cpu(pid)
+            late, sent = await load.heard(seconds)
+            found.cpu_us = (_cpu(pid) - before) / sent * 1e6
+            chats = int(0.7 * PACE * 1e6 / found.cpu_us)
+            while True:
+                await load.grow(chats)
+                await load.heard(0.5)  # of what starting them held up
+                before = _cpu(pid)
+                late, sent = await load.heard(seconds)
+                found.steps[chats] = percentile(late, 0.99)
+                if found.steps[chats] > LATE or len(late) < 0.95 * sent:
+                    late, sent = await load.heard(seconds)  # once more: it may have been another's doing
+                    found.steps[chats] = percentile(late, 0.99)
+                    if found.steps[chats] > LATE or len(late) < 0.95 * sent:
+                        break
+                found.chats, found.busy_us = chats, (_cpu(pid) - before) / sent * 1e6
+                chats = int(chats * STEP)
+            load.leave()
+            return found
+
+
+@contextlib.contextmanager
+def _server(command: list[str], directory: Path, upstream: int, **env: str) -> Iterator[tuple[int, int]]:
+    """A server on a core of its own; its pid and its port."""
+    port = free_port()
+    settings = {
+        "PORT": str(port),
+        "SESSION_DIR": str(directory / "sessions"),
+        "PYTHONPATH": str(ROOT),
+        "MODEL_PROVIDER": "bedrock",
+        "BEDROCK_MODEL_ID": "fake.model",
+        "LOG_LEVEL": "WARNING",
+        "AWS_REGION": "us-west-2",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": f"http://127.0.0.1:{upstream}",
+    }
+    core = min(os.sched_getaffinity(0) ^ set(range(os.cpu_count() or 1)), default=0)
+    with (directory / f"{port}.log").open("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            env={**clean_environment(), **settings, **env},
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            _wait(process, port)
+            with contextlib.suppress(OSError):  # a machine with one core
+                os.sched_setaffinity(process.pid, {core})
+            yield process.pid, port
+        finally:
+            process.kill()
+            process.wait()
+            log.seek(0)
+            sys.stderr.write(log.read()[-2000:])
+
+
+def _wait(process: subprocess.Popen[bytes], port: int) -> None:
+    import socket
+
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.05)  # a foreign process gives no event to wait for
+    raise RuntimeError("the server does not serve")
+
+
+def _cpu(pid: int) -> float:
+    """Seconds of CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -7,7 +7,6 @@ model provider and the clients have the others.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import subprocess

@@ -336,7 +336,7 @@ async def test_a_slow_client_of_a_halted_run(chat_with: Any) -> None:
     chat = chat_with(plain)
     execution = await chat.start('/script {"chunks": ["' + "x" * 1000 + '"], "repeat": 2000, "pace_ms": 0}')
     async with asyncio.timeout(SOON):
-        while execution.stream._room.is_set():
+        while not execution.stream.full:
             await asyncio.sleep(0)
     await chat.bus.stop(chat.chat_id, Arrival())
     events = await rest(execution)

@@ -74,7 +74,7 @@ class Bench:
 
     async def close_idle(self) -> None:
         """Close every connection that is only kept for the next use."""
-        await close_connections()
+        close_connections()
         for bus in (self.owner, self.stopper):
             await bus.redis.connection_pool.disconnect(inuse_connections=False)
 
@@ -209,4 +209,4 @@ async def benched_with(
                 yield Bench(runner, store, owner, stopper, fake)
         finally:
             await runner.drain(0)
-            await close_connections()
+            close_connections()

@@ -10,45 +10,30 @@ Nothing of this is seen from outside a call's own flow: other uses of the same b
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import socket
-import ssl
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any
+from typing import Any, TypeVar
 
 import botocore.session
-import httpx2
 from botocore import UNSIGNED
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.credentials import Credentials
-from botocore.exceptions import (
-    ConnectionClosedError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    HTTPClientError,
-    ProxyConnectionError,
-    ReadTimeoutError,
-    SSLError,
-)
+from botocore.exceptions import BotoCoreError, ConnectionClosedError, ReadTimeoutError
 from botocore.exceptions import ConnectionError as AnyConnectionError
-from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
 from strands.models import BedrockModel
 from strands.types.content import Messages, SystemContentBlock
 from strands.types.streaming import StreamEvent
 from strands.types.tools import ToolChoice, ToolSpec
 
+from haltline.bedrock_connection import Connection, Connections
 from haltline.bridge import Flow
 from haltline.runs import live_token
 
 CANCEL_LOOK = 0.2  # seconds between looks at Strands' own cancel signal, which nothing but looking can tell
-IDLE_CONNECTIONS = 100
-IDLE_SECONDS = 60.0  # a connection that was idle for longer is not used again
 LONGEST_BACK_OFF = 20.0  # seconds
 _ATTEMPTS = {"legacy": 5, "standard": 3}  # as botocore documents them, where AWS_MAX_ATTEMPTS is not set
 _PASSING_STATUS = (429, 500, 502, 503, 504, 509)
@@ -60,6 +45,8 @@ _PASSING_CODES = (  # of its legacy and its standard mode
 )
 _PASSING_ERRORS = (AnyConnectionError, ConnectionClosedError, ReadTimeoutError)
 _SERVICE = "bedrock-runtime"
+
+T = TypeVar("T")
 
 # Credentials that have run out are fetched over the network by blocking code.
 _signers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="aws-credentials")
@@ -114,9 +101,13 @@ class StoppableBedrockModel(BedrockModel):
         trailing = kwargs.get("dynamic_trailing_blocks", 0)
 
         def work(emit: Callable[[Any], None]) -> None:
+            call.texts = texts = _Texts(emit)
+
             def callback(event: Any = None) -> None:
-                if event is not None:  # None says that it is over
-                    emit(event)
+                if event is None:  # it is over
+                    texts.flush()
+                else:
+                    texts.add(event)
 
             self._stream(
                 callback,
@@ -129,9 +120,7 @@ class StoppableBedrockModel(BedrockModel):
                 structured_output_model,
             )
 
-        config = self.client.meta.config
-        timeout = httpx2.Timeout(config.read_timeout, connect=config.connect_timeout, pool=None)
-        async with _Call(self._connections, timeout, cancel_signal) as call:
+        async with _Call(self._connections, self.client.meta.config, cancel_signal) as call:
             flow = Flow(work, call)
             call.flow = flow
             events = flow.events()
@@ -145,52 +134,10 @@ class StoppableBedrockModel(BedrockModel):
                 await events.aclose()
 
 
-class _Connections:
-    """The HTTP client of all models: one for the event loop of the main thread, one a call for any other.
-
-    Not one a model: an agent may bring a new model with each run, and nobody would close what that keeps open.
-    """
-
-    def __init__(self, bundle: str | None, proxy: str | None) -> None:
-        """`bundle`: a PEM file of the certificates to trust, None for those that botocore trusts."""
-        self._tls = ssl.create_default_context(cafile=get_cert_path(bundle or True))
-        self._proxy = proxy
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._kept: httpx2.AsyncClient | None = None
-
-    def _make(self) -> httpx2.AsyncClient:
-        limits = httpx2.Limits(
-            max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS
-        )
-        return httpx2.AsyncClient(
-            limits=limits,
-            verify=self._tls,
-            proxy=self._proxy,
-            trust_env=False,  # what botocore reads of the environment is in the arguments
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # nothing of one chat goes with another's call
-            headers={"accept-encoding": "identity"},
-        )
-
-    def get(self) -> tuple[httpx2.AsyncClient, bool]:
-        """A client, and whether it is only for this call."""
-        loop = asyncio.get_running_loop()
-        if self._kept is not None and self._loop is loop:
-            return self._kept, False
-        if threading.current_thread() is not threading.main_thread():
-            return self._make(), True  # an event loop that may be gone after this call
-        self._loop, self._kept = loop, self._make()
-        return self._kept, False
-
-    async def aclose(self) -> None:
-        if self._kept is not None and self._loop is asyncio.get_running_loop():
-            kept, self._kept = self._kept, None
-            await kept.aclose()
+_connections: dict[tuple[str | None, str | None], Connections] = {}
 
 
-_connections: dict[tuple[str | None, str | None], _Connections] = {}
-
-
-def _connections_for(client: Any) -> _Connections:
+def _connections_for(client: Any) -> Connections:
     """Those with the certificates and the proxy that botocore would use for this client."""
     config = botocore.session.Session(include_builtin_handlers=False)  # they are most of what a session takes to make
     bundle = config.get_config_variable("ca_bundle")  # AWS_CA_BUNDLE, or the profile's
@@ -199,37 +146,29 @@ def _connections_for(client: Any) -> _Connections:
     if proxy and not proxy.startswith(("http:", "https:")):
         proxy = f"http://{proxy.removeprefix('//')}"
     if (bundle, proxy) not in _connections:
-        _connections[bundle, proxy] = _Connections(bundle, proxy)
+        _connections[bundle, proxy] = Connections(bundle, proxy)
     return _connections[bundle, proxy]
 
 
-async def close_connections() -> None:
+def close_connections() -> None:
     """Close the connections of this event loop that are kept for the next call."""
     for connections in _connections.values():
-        await connections.aclose()
+        connections.close()
 
 
 class _Call:
-    """One call: the task that carries its bytes, and what ends it early.
+    """One call: the connection that carries its bytes, and what ends it early."""
 
-    The carrier is cancelled once and never again, whatever happens to the task that makes the call: closing a
-    connection takes some steps, and a second cancellation among them would leave it open.
-    """
-
-    def __init__(
-        self, connections: _Connections, timeout: httpx2.Timeout, cancel_signal: threading.Event | None
-    ) -> None:
-        self._connections, self._timeout, self._cancel_signal = connections, timeout, cancel_signal
+    def __init__(self, connections: Connections, config: Any, cancel_signal: threading.Event | None) -> None:
+        """`config`: of the botocore client, for its time limits."""
+        self._connections, self._config, self._cancel_signal = connections, config, cancel_signal
         self._token = live_token.get()
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
-        self._client: httpx2.AsyncClient | None = None
-        self._own_client = False
-        self._carrier: asyncio.Task[None] | None = None
-        self._carried: asyncio.Queue[Any] = asyncio.Queue()  # a response, then bytes, b"" at the end; or an error
+        self._connection: Connection | None = None
         self._stopped = self._loop.create_future()
         self._looking: asyncio.TimerHandle | None = None
-        self._made: Any = None  # the TCP connection, where this attempt had to make one
         self.flow: Flow[_Call]
+        self.texts: _Texts
 
     async def __aenter__(self) -> _Call:
         if self._token:
@@ -243,19 +182,13 @@ class _Call:
             self._token.off_stop(self._stop)
         if self._looking:
             self._looking.cancel()
-        await self.close()
-        if self._own_client and self._client:
-            await self._client.aclose()
+        self.close()
 
-    async def close(self) -> None:
-        """Close the connection, unless the answer was read to its end. Returns when that is done."""
-        self._drop()
-        if self._carrier is not None:
-            await asyncio.wait({self._carrier})
-
-    def _drop(self) -> None:
-        if self._carrier is not None and not self._carrier.cancelling():  # of one that is done this asks nothing
-            self._carrier.cancel()
+    def close(self) -> None:
+        """Close the connection, unless the answer was read to its end."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            self._connections.give_back(connection)
 
     # ---- being stopped
     def _stop(self) -> None:
@@ -263,15 +196,11 @@ class _Call:
         if threading.get_ident() == self._thread:
             self._end()
             return
+        connection = self._connection
         with suppress(RuntimeError):  # that loop has ended, and the call with it
             self._loop.call_soon_threadsafe(self._end)
-        if self._own_client and self._made is not None:  # that thread may get its turn only some ms later
-            # Where that thread was faster it is closed by now, and under uvloop there is no socket any more.
-            with (
-                suppress(OSError, AttributeError),
-                socket.socket(fileno=os.dup(self._made.get_extra_info("socket").fileno())) as own,
-            ):
-                own.shutdown(socket.SHUT_RDWR)
+        if connection is not None:
+            connection.shut_from_elsewhere()
 
     def _look(self) -> None:
         if self._cancel_signal and self._cancel_signal.is_set():
@@ -283,8 +212,8 @@ class _Call:
         if self._stopped.done():
             return
         self._stopped.set_result(None)
-        self._carried.put_nowait(RunStopped())
-        self._drop()
+        if self._connection is not None:
+            self._connection.abort(RunStopped())
 
     def wait(self, awaitable: Awaitable[Any]) -> Any:
         """Await from inside the flow. Raises: RunStopped when the call was ended meanwhile."""
@@ -302,59 +231,42 @@ class _Call:
     # ---- the bytes
     def send(self, request: AWSPreparedRequest) -> AWSResponse:
         """Send what botocore has signed; returns when the response's headers are there."""
-        response = self.flow.wait(self._sent(request))
-        return AWSResponse(request.url, response.status_code, dict(response.headers), _Body(self))
+        connection = self._carried(self._sent(request))
+        return AWSResponse(request.url, connection.status, connection.headers, _Body(self))
 
-    async def _sent(self, request: AWSPreparedRequest) -> Any:
-        await self.close()  # of the attempt before
+    def _carried(self, awaitable: Awaitable[T]) -> T:
+        try:
+            return self.flow.wait(awaitable)
+        except BotoCoreError:
+            if self._token and self._token.stopped:  # from another thread, whose end of the connection is seen first
+                raise RunStopped from None
+            raise
+
+    async def _sent(self, request: AWSPreparedRequest) -> Connection:
+        self.close()  # of the attempt before
         if self._stopped.done() or (self._token and self._token.stopped):
             raise RunStopped
-        if self._client is None:
-            self._client, self._own_client = self._connections.get()
-        self._carrier = asyncio.create_task(self._carry(self._client, request))
-        return await self.next()
+        connections = self._connections
+        self._connection = connection = connections.take(request.url) or Connection(request.url)
+        if not connection.connected:
+            connecting = connection.connect(connections.tls, connections.proxy, self._config.connect_timeout)
+            await self._either(asyncio.ensure_future(connecting))
+        connection.send(request, connections.proxy)
+        await connection.head(self._config.read_timeout)
+        return connection
 
-    async def next(self) -> Any:
-        """What is carried next. Raises: what went wrong with it, as botocore would have said it."""
-        carried = await self._carried.get()
-        if isinstance(carried, Exception):
-            raise carried
-        return carried
-
-    async def _carry(self, client: httpx2.AsyncClient, request: AWSPreparedRequest) -> None:
-        headers = {k: v.decode() if isinstance(v, bytes) else str(v) for k, v in request.headers.items()}
-        made = client.build_request(
-            request.method,
-            request.url,
-            headers=headers,
-            content=request.body,
-            timeout=self._timeout,
-            extensions={"trace": self._note_connection},
-        )
-        response = None
-        self._made = None  # that of the attempt before may be another call's by now
-        try:
-            response = await client.send(made, stream=True)
-            self._carried.put_nowait(response)
-            async for chunk in response.aiter_raw():
-                self._carried.put_nowait(chunk)
-            self._carried.put_nowait(b"")
-        except httpx2.TransportError as error:
-            said = _as_botocore(error, request.url)
-            said.__cause__ = error
-            self._carried.put_nowait(said)
-        except Exception as error:
-            self._carried.put_nowait(error)
-        finally:
-            if response is not None:
-                await response.aclose()
-            elif self._made is not None:  # given up in the TLS handshake, httpcore would leave it open
-                await self._made.aclose()
-
-    async def _note_connection(self, event: str, told: dict[str, Any]) -> None:
-        """See https://www.encode.io/httpcore/extensions/#trace."""
-        if event == "connection.connect_tcp.complete":
-            self._made = told["return_value"]
+    def read(self) -> bytes:
+        """What has arrived of the body since the last call, at least a byte of it; b"" at the end."""
+        connection = self._connection
+        if connection is None:
+            return b""
+        data = connection.take()
+        if not data:
+            self.texts.flush()  # no text waits for another
+            data = self._carried(connection.read(self._config.read_timeout))
+        if not data:
+            self.close()  # others may have the connection now
+        return data
 
 
 class _Body:
@@ -365,35 +277,46 @@ class _Body:
 
     def stream(self, *_: Any, **__: Any) -> Iterator[bytes]:
         """The bytes as they come."""
-        while chunk := self._call.flow.wait(self._call.next()):
+        while chunk := self._call.read():
             yield chunk
 
     def close(self) -> None:
         """Close the connection, unless all has been read."""
-        self._call.flow.wait(self._call.close())
+        self._call.close()
 
 
-def _as_botocore(error: httpx2.TransportError, url: str) -> HTTPClientError:
-    """The error that botocore would have raised."""
-    match error:
-        case httpx2.ConnectTimeout():
-            return ConnectTimeoutError(endpoint_url=url, error=error)
-        case httpx2.ReadTimeout() | httpx2.WriteTimeout():
-            return ReadTimeoutError(endpoint_url=url, error=error)
-        case httpx2.ProxyError():
-            return ProxyConnectionError(proxy_url=url, error=error)
-        case httpx2.ConnectError() if isinstance(_root(error), ssl.SSLError):
-            return SSLError(endpoint_url=url, error=error)
-        case httpx2.ConnectError():
-            return EndpointConnectionError(endpoint_url=url, error=error)
-        case _:
-            return ConnectionClosedError(endpoint_url=url, error=error)
+class _Texts:
+    """Emits events; text that has arrived together goes on as one piece.
 
+    What a token costs further on, it costs once a piece: a replica that is busy is given more in each.
+    """
 
-def _root(error: BaseException) -> BaseException:
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return error
+    def __init__(self, emit: Callable[[Any], None]) -> None:
+        self._emit = emit
+        self._block: int | None = None
+        self._held: list[str] = []
+
+    def add(self, event: Any) -> None:
+        """Emit an event, or hold its text until `flush` or the next event that is no text of that block."""
+        delta = event.get("contentBlockDelta")
+        text = delta["delta"].get("text") if delta is not None and len(delta["delta"]) == 1 else None
+        if text is None:
+            self.flush()
+            self._emit(event)
+            return
+        if delta.get("contentBlockIndex") != self._block:
+            self.flush()
+            self._block = delta.get("contentBlockIndex")
+        self._held.append(text)
+
+    def flush(self) -> None:
+        """Emit the text that is held."""
+        if self._held:
+            text, self._held = "".join(self._held), []
+            delta: dict[str, Any] = {"delta": {"text": text}}
+            if self._block is not None:
+                delta["contentBlockIndex"] = self._block
+            self._emit({"contentBlockDelta": delta})
 
 
 # ---- what botocore asks

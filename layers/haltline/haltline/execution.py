@@ -139,7 +139,7 @@ class Execution:
             if not cut:
                 self._said.append(text.text)
                 turn.seen(text.text)
-                cut = not await self._room()
+                cut = self.stream.full and not await self._room()
             if cut:
                 # Ended from within: the next wait inside the agent is cancelled, so that all of its generators unwind
                 # in this task, one after the other. Left alone here, the garbage collector would end them in another.

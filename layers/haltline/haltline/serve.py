@@ -47,7 +47,8 @@ def serve(fd: int | None, ready_fd: int | None) -> None:
     # Uvicorn takes the signals a moment later, and raises them again after the end. An ordered end is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
-    asyncio.run(server.serve([listener]))
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop, where there is one
+        runner.run(server.serve([listener]))
 
 
 def collect_often() -> None:

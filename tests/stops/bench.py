@@ -115,9 +115,9 @@ class Talk:
     def over(self) -> bool:
         return bool(self.events) and not isinstance(self.events[-1], Text)
 
-    async def heard(self, pieces: int) -> None:
-        """Wait for so many pieces of text."""
-        while len(self.events) < pieces:
+    async def heard(self, words: int) -> None:
+        """Wait for so many words."""
+        while len(self.text.split()) < words:
             events = await self.execution.stream.take(SOON)
             assert events, "nothing was said"
             self.events += events

@@ -30,8 +30,8 @@ def _logged(*events: str) -> Callable[[Bench, Talk, str], Awaitable[Any]]:
     return lambda bench, talk, name: bench.logged(name, *events)
 
 
-def _heard(pieces: int) -> Callable[[Bench, Talk, str], Awaitable[Any]]:
-    return lambda bench, talk, name: talk.heard(pieces)
+def _heard(words: int) -> Callable[[Bench, Talk, str], Awaitable[Any]]:
+    return lambda bench, talk, name: talk.heard(words)
 
 
 def _entered(*tools: str) -> Callable[[Bench, Talk, str], Awaitable[Any]]:

@@ -1,7 +1,7 @@
 """What one would write without Haltline: a Strands agent with its stock BedrockModel, streamed by FastAPI.
 
-The same server, event loop, collector and agent as a replica has; as many threads and connections as there are chats. It
-keeps no history and cannot be stopped.
+The same server, event loop, collector and agent as a replica has; as many threads and connections as there are chats.
+It keeps no history and cannot be stopped.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from strands.models import BedrockModel
 
-from haltline import serve
 from haltline.default_agent import make_agent
 from haltline.edge import Edge
+from haltline.serve import Collector
 
 CHATS = 2000  # at once, at the most
 
@@ -66,7 +66,7 @@ def make_app() -> FastAPI:
 
 if __name__ == "__main__":
     application = make_app()
-    serve.collect_often()
+    Collector(lambda: 1)
     uvicorn.run(
         application, port=int(os.environ["PORT"]), log_config=None, access_log=False, server_header=False, loop="auto"
     )

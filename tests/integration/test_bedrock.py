@@ -480,7 +480,9 @@ async def test_a_call_that_is_stopped_and_cancelled_at_once_is_closed(make: Make
     token.stop(StopReason.USER)
     talk.cancel()
     await asyncio.wait({talk})
-    closed = await asyncio.to_thread(fake.wait_for, lambda line: line.get("name") == name and line["event"] != "request")
+    closed = await asyncio.to_thread(
+        fake.wait_for, lambda line: line.get("name") == name and line["event"] != "request"
+    )
     assert closed["event"] == "closed"
 
 

@@ -24,7 +24,7 @@ from haltline.metrics import Metrics
 from haltline.redis_bus import RedisBus
 from haltline.runner import Deps, Runner
 from haltline.runs import Arrival, Receipt
-from haltline.serve import collect_often
+from haltline.serve import Collector
 from haltline.settings import Settings
 from tests.fake_bedrock import RunningFakeBedrock
 from tests.stops.agents import PROBES, Probe
@@ -166,11 +166,10 @@ class Talk:
 
 
 @contextmanager
-def collected_as_in_a_replica() -> Iterator[None]:
+def collected_as_in_a_replica(runner: Runner) -> Iterator[None]:
     """The garbage collector's pauses are part of what is measured, so they are those of a replica."""
     before = gc.get_threshold()
-    gc.collect()
-    collect_often()
+    runner.on_ended = Collector(lambda: runner.live_count).run_ended
     try:
         yield
     finally:
@@ -205,7 +204,7 @@ async def benched_with(
     ):
         runner = Runner(Deps(owner, store, ChatIndex(owner.redis, owner, store), agents, Metrics(), 600))
         try:
-            with collected_as_in_a_replica():
+            with collected_as_in_a_replica(runner):
                 yield Bench(runner, store, owner, stopper, fake)
         finally:
             await runner.drain(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,6 +28,8 @@ class LiveRun(Protocol):
 
 class LocalRuns(Protocol):
     """The runs of this process, as the control routes see them: they never import the run engine."""
+
+    on_ended: Callable[[], None] | None  # called when all that a run had to do is done
 
     @property
     def live_count(self) -> int:

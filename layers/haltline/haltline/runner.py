@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,6 +53,7 @@ class Runner:
         self._beginning = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
+        self.on_ended: Callable[[], None] | None = None  # called when all that a run had to do is done
         self._ending: asyncio.TimerHandle | None = None
         self._grace_over = False
 
@@ -117,6 +119,8 @@ class Runner:
     def _gone(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._note_quiet()
+        if self.on_ended is not None:
+            self.on_ended()
 
     def _note_quiet(self) -> None:
         if not self._tasks and not self._beginning:

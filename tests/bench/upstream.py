@@ -114,8 +114,8 @@ async def _measured(
     one_by_one, at_once = phases(700 if quick else 2000)
     found: dict[str, dict[str, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
     least: list[float] = []
+    model = stock()  # before what is there is frozen: no pause of the garbage collector is to be on its account
     async with benched(fake, redis_url, sessions) as bench, _bare_stopper(bench) as bare:
-        model = stock()
         await bench.next_turn(new_name("warm"))
         await Agent(model=model, callback_handler=None).invoke_async(script(text="warm", pace_ms=0))
 

@@ -16,9 +16,8 @@ import os
 import socket
 import tempfile
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 from strands import Agent
 
@@ -41,16 +40,13 @@ def measure(quick: bool) -> list[Figure]:
     """A figure a turn."""
     with tempfile.TemporaryDirectory() as directory, running_fake_bedrock(Path(directory) / "bedrock") as fake:
         os.environ.update(leading_to(fake))  # the replica inherits it
-        with running_stack(
-            Path(directory), replicas=1, MODEL_PROVIDER="bedrock", BEDROCK_MODEL_ID="fake.model"
-        ) as stack:
-            chats = 15 if quick else 80
-            times = asyncio.run(_measured(fake, stack.replicas[0], chats))
+        settings = {"MODEL_PROVIDER": "bedrock", "BEDROCK_MODEL_ID": "fake.model"}
+        with running_stack(Path(directory), replicas=1, **settings) as stack:
+            times = asyncio.run(_measured(fake, stack.replicas[0], 10 if quick else 70))
     return [_figure(turn, times) for turn in (NEW, LATER)]
 
 
 async def _measured(fake: RunningFakeBedrock, replica: Replica, chats: int) -> Times:
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(200))  # as the product's
     model, taken = stock(), {}
     for n in range(WARM + chats):
         agent, chat = make_agent(model), new_name("chat")
@@ -58,9 +54,7 @@ async def _measured(fake: RunningFakeBedrock, replica: Replica, chats: int) -> T
             for way in (OURS, BARE):
                 name = new_name(way.split()[0])
                 message = script(name=name, text="one two three", pace_ms=0, delay_ms=20)
-                took = await (
-                    asyncio.to_thread(_ours, replica, chat, message) if way == OURS else _bare(agent, message)
-                )
+                took = _ours(replica, chat, message) if way == OURS else await _bare(agent, message)
                 if n >= WARM:
                     taken[name] = (turn, way, took)
     own = _of_the_model(fake)
@@ -86,6 +80,7 @@ def _ours(replica: Replica, chat: str, message: str) -> float:
     ).encode()
     with socket.create_connection(("127.0.0.1", replica.port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sleep(0.005)  # the replica has accepted it
         read, began, first = b"", monotonic(), 0.0
         connection.sendall(head + body)
         while data := connection.recv(65536):

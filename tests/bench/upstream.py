@@ -39,7 +39,7 @@ from tests.stack import running_stack
 from tests.stops.agents import stock
 from tests.stops.bench import SOON, Bench, benched, new_name, script
 
-CHATS = 20  # at once
+CHATS = 25  # at once
 STOCK = 3  # stops of stock Strands in each phase and way
 BUSY = 2.5  # ms: where the least of it takes longer, the bar tells of the machine
 THREADS = 200  # of the default executor, as the product has it: stock Strands would queue for asyncio's few
@@ -80,7 +80,7 @@ def phases(answer: int) -> tuple[list[Phase], Phase]:
         Phase("80 ms gaps", streaming(80), 1, (0, 80)),
         Phase("before the first token", {"delay_ms": answer, "text": "it is there"}, 0, (0, 10)),
         Phase("stalled", {"text": "a b c d", "pace_ms": 1, "stall_after": 2, "stall_ms": answer}, 2, (5, 15)),
-    ], Phase(f"{CHATS} chats at once", streaming(20), 2, (0, 20))
+    ], Phase(f"{CHATS} chats at once, 50 ms gaps", streaming(50), 1, (0, 0))
 
 
 def leading_to(fake: RunningFakeBedrock) -> dict[str, str]:
@@ -111,7 +111,7 @@ async def _measured(
 ) -> tuple[dict[str, dict[str, list[Outcome]]], dict[str, list[float]]]:
     """Outcomes by phase and way, and the times of the bare stops by phase."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
-    stops, bursts = (4, 1) if quick else (50, 3)
+    stops, bursts = (4, 1) if quick else (50, 2)
     one_by_one, at_once = phases(700 if quick else 2000)
     found: dict[str, dict[str, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
     alone: list[float] = []
@@ -125,19 +125,19 @@ async def _measured(
             for phase in one_by_one:
                 for n in range(stops):
                     found[phase.name][OURS].append(await _outcome(bench, await _one(phase, partial(_ours, bench))))
-                    if n % 4 == 0:
+                    if n % 5 == 0:
                         alone.append(await bare())
             for _ in range(bursts):
-                many = asyncio.create_task(_many(bench, at_once, [partial(_ours, bench)] * CHATS))
-                least[at_once.name] += [await bare() for _ in range(5)]
-                found[at_once.name][OURS] += await many
+                outcomes, beside = await _many(bench, at_once, [partial(_ours, bench)] * CHATS, [bare] * 8)
+                found[at_once.name][OURS] += outcomes
+                least[at_once.name] += beside
 
         async def strands() -> None:
             ways = [CANCEL, TASK]
             calls = [(p, way) for p in one_by_one for way in ways * STOCK]
             many = [(at_once, way) for way in ways * (CHATS // 2)]
             # Side by side, since each takes as long as its answer.
-            given, outcomes = await asyncio.gather(
+            given, (outcomes, _) = await asyncio.gather(
                 asyncio.gather(*(_one(p, partial(_stock, bench, model, way)) for p, way in calls)),
                 _many(bench, at_once, [partial(_stock, bench, model, way) for _, way in many]),
             )
@@ -157,15 +157,21 @@ async def _one(phase: Phase, begin: Callable[[Phase], Awaitable[Stopper]]) -> St
     return await stop()
 
 
-async def _many(bench: Bench, phase: Phase, begin: Iterable[Callable[[Phase], Awaitable[Stopper]]]) -> list[Outcome]:
-    """All are under way when the first is stopped; the stops come at random within 200 ms."""
+async def _many(
+    bench: Bench,
+    phase: Phase,
+    begin: Iterable[Callable[[Phase], Awaitable[Stopper]]],
+    beside: Iterable[Callable[[], Awaitable[float]]] = (),
+) -> tuple[list[Outcome], list[float]]:
+    """All are under way when the first is stopped; the stops, and what is `beside`, come at random within 400 ms."""
     stoppers = await asyncio.gather(*(b(phase) for b in begin))
 
-    async def late(stop: Stopper) -> Stop:
-        await asyncio.sleep(random.uniform(0, 0.2))
+    async def late(stop: Callable[[], Awaitable[Any]]) -> Any:
+        await asyncio.sleep(random.uniform(0, 0.4))
         return await stop()
 
-    return [await _outcome(bench, stop) for stop in await asyncio.gather(*map(late, stoppers))]
+    stops, times = await asyncio.gather(asyncio.gather(*map(late, stoppers)), asyncio.gather(*map(late, beside)))
+    return [await _outcome(bench, stop) for stop in stops], times
 
 
 async def _ours(bench: Bench, phase: Phase) -> Stopper:

@@ -33,6 +33,7 @@ from redis.asyncio.client import PubSub
 from strands import Agent
 from strands.models import Model
 
+from haltline.tasks import cancelled
 from tests.bench.figures import Figure, percentile
 from tests.fake_bedrock import Line, RunningFakeBedrock, running_fake_bedrock
 from tests.stack import running_stack
@@ -213,28 +214,33 @@ async def _stock(bench: Bench, model: Model, way: str, phase: Phase) -> Stopper:
 @contextlib.asynccontextmanager
 async def _bare_stopper(bench: Bench) -> AsyncIterator[Callable[[], Awaitable[float]]]:
     """Called, it returns the ms that the least of it takes."""
-    channel, given = new_name("bare"), asyncio.Queue[asyncio.WriteTransport]()
+    channel, given = new_name("bare"), dict[str, asyncio.WriteTransport]()
 
     async def hear(pubsub: PubSub) -> None:
         async for message in pubsub.listen():
             if message["type"] == "message":
-                given.get_nowait().abort()
+                given.pop(message["data"]).abort()
 
     async def stop() -> float:
         _, writer = await asyncio.open_connection("127.0.0.1", bench.fake.port)
         port = writer.get_extra_info("sockname")[1]
-        given.put_nowait(writer.transport)
+        given[str(port)] = writer.transport
         await asyncio.sleep(0.005)  # the server has accepted it
         at = monotonic()
-        await bench.stopper.redis.publish(channel, "stop")
-        line = await _line(bench, lambda line: line["event"] == "connection_closed" and line["connection"] == port)
-        return float(line["at"] - at) * 1000
+        await bench.stopper.redis.publish(channel, str(port))
+
+        def closed(line: Line) -> bool:  # another connection may have had the port before
+            return line["event"] == "connection_closed" and line["connection"] == port and line["at"] >= at
+
+        return float((await _line(bench, closed))["at"] - at) * 1000
 
     async with bench.owner.redis.pubsub() as pubsub:
         await pubsub.subscribe(channel)
         hearing = asyncio.create_task(hear(pubsub))
-        yield stop
-        hearing.cancel()
+        try:
+            yield stop
+        finally:
+            await cancelled(hearing, within=1)
 
 
 async def _line(bench: Bench, wanted: Callable[[Line], bool]) -> Line:

@@ -382,12 +382,12 @@ async def test_a_request_without_a_stamp(http: httpx.AsyncClient) -> None:
     assert (await http.get("/arrival")).json() == 0
 
 
-def test_a_request_counts_from_when_it_was_first_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_counts_from_when_it_was_first_read(monkeypatch: pytest.MonkeyPatch) -> None:
     scope: dict[str, Any] = {"type": "http", "headers": []}
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     mark_read(scope)
     monkeypatch.setattr(time, "monotonic", lambda: 100.25)
-    found = arrival(Request(scope))
+    found = await arrival(Request(scope))
     assert (found.stamp, found.read_at, found.age_ms) == (0, 100.0, 250)
 
 

@@ -52,7 +52,7 @@ class Pass:
         from fastapi import Request
 
         request = Request(scope)
-        self.seen = (arrival(request), caller(request))
+        self.seen = (await arrival(request), await caller(request))
         await Response("seen")(scope, receive, send)
 
     def __call__(

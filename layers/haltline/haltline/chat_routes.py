@@ -32,7 +32,7 @@ invoked_router = APIRouter(include_in_schema=False)
 PING_AFTER = 15.0  # seconds of silence
 
 
-def runner_of(resources: ResourcesOf) -> Runner:
+async def runner_of(resources: ResourcesOf) -> Runner:
     """The app's runner."""
     return cast("Runner", resources.runs)
 

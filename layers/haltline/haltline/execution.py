@@ -58,6 +58,7 @@ class Execution:
         self._decided = False  # whether the agent or the stop came first
         self._halted_ms: float | None = None  # from the stop to its frame
         self._closes_upstream = False  # a model call was open when the stop came, and ends with the agent's task
+        self._listing: asyncio.Task[None] | None = None  # the chat as a live one, which the model need not wait for
         self._complete = False  # the agent came to its own end, and all of its text went out
         self._began = time.monotonic()
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -280,7 +281,12 @@ class Execution:
                 self._document = newest
         else:
             raise VersionConflict(self.run.chat_id)
-        await self._list(live=live)
+        if live:
+            self._listing = asyncio.create_task(self._list(live=True))
+        else:
+            if self._listing is not None:  # or it might be told last that the chat is live
+                await asyncio.wait({self._listing})
+            await self._list(live=False)
 
     async def _confirm(self) -> None:
         """Raises: VersionConflict where another run has the chat."""

@@ -168,7 +168,9 @@ def mark_told(scope: Scope, principal: str | None, deadline: float) -> None:
     scope[_PRINCIPAL], scope[_DEADLINE] = principal, deadline
 
 
-def caller(request: Request) -> Caller:
+# Coroutines, though nothing waits in them: FastAPI would call a plain function in a thread, which takes longer than
+# what it does, and where all threads are busy a stop would wait for one.
+async def caller(request: Request) -> Caller:
     """Who sends the request and how long it may take, as far as the front door has told."""
     return Caller(request.scope.get(_PRINCIPAL), request.scope.get(_DEADLINE, math.inf))
 
@@ -176,7 +178,7 @@ def caller(request: Request) -> Caller:
 CallerOf = Annotated[Caller, Depends(caller)]
 
 
-def arrival(request: Request) -> Arrival:
+async def arrival(request: Request) -> Arrival:
     """When the request reached the front door, `X-Request-Start: t=<seconds.mmm>`, or this process."""
     read_at = request.scope.get(_READ_AT, time.monotonic())
     stamp = _STAMP.fullmatch(request.headers.get("x-request-start", ""))
@@ -186,7 +188,7 @@ def arrival(request: Request) -> Arrival:
 ArrivalOf = Annotated[Arrival, Depends(arrival)]
 
 
-def resources_of(request: Request) -> Resources:
+async def resources_of(request: Request) -> Resources:
     """What the app holds."""
     found: Resources = request.app.state.resources
     return found

@@ -3,9 +3,9 @@
 - Growth, in % of what is resident (RSS), from the 1,000th run on. Half of the runs are stopped in mid-run, through
   another replica, and half are of chats that had runs before, 20 at the most; so all stretches are alike, and what each
   run leaves behind shows.
-- A live chat, in KB (1,000 bytes): what the process has to itself (USS) with 0, 100 and 200 new chats live, two words a
-  second each, as the slope of a line, after those runs. Beside it the same chats on FastAPI and Strands alone, which can
-  stop none of them and save nothing.
+- A live chat, in KB (1,000 bytes): what the process has to itself (USS) with 0, 100 and 200 new chats live, two words
+  a second each, as the slope of a line, after those runs. Beside it the same chats on FastAPI and Strands alone, which
+  can stop none of them and save nothing.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from tests.stack import ROOT, Replica, clean_environment, free_port, running_sta
 BAR = 300  # KB a live chat
 NOISE = 2  # %: what the same replica differs by from one stretch of runs to the next, and back
 AT_ONCE, EVERY = 8, 100  # runs at a time; between two looks
-TIME_LIMIT = 44  # seconds for the runs of `_growth`
+TIME_LIMIT = 42  # seconds for the runs of `_growth`
 SLOW = script(chunks=["word "], repeat=3000, pace_ms=500)
 SHORT = script(chunks=["one ", "two ", "three"], pace_ms=0)
 LONG = script(chunks=["tick "], repeat=3000, pace_ms=20)
 
 
 def measure(quick: bool) -> list[Figure]:
-    first, last, levels = (200, 500, (0, 50, 100)) if quick else (1000, 5000, (0, 100, 200))
+    first, last, levels = (100, 400, (0, 50, 100)) if quick else (1000, 5000, (0, 100, 200))
     with (
         tempfile.TemporaryDirectory() as directory,
         _bare_replica(Path(directory)) as bare,

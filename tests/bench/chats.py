@@ -42,6 +42,7 @@ from haltline.redis_bus import RedisBus
 from haltline.settings import Settings
 from haltline.transcript import close_turn, open_turn
 from tests.bench.figures import Figure, percentile
+from tests.cold_start import keep_bytecode
 from tests.contract.client import script
 from tests.moto import REGION
 from tests.stack import ROOT, running_stack
@@ -57,6 +58,7 @@ QUESTION = script(chunks=[ANSWER[:300], ANSWER[300:]], pace_ms=0)
 
 
 def measure(quick: bool) -> list[Figure]:
+    keep_bytecode()
     messages, sizes = (100, (100, 1000)) if quick else (500, (100, 1000, 10_000))
     with tempfile.TemporaryDirectory() as directory, collected_as_in_a_replica():
         return [
@@ -126,8 +128,12 @@ def _kept(where: str, chat: LongChat, theirs: Times, name: str, bare: dict[str, 
         more: dict[str, Any] = {"p99": percentile(chat.times[verb], 0.99), "times": len(chat.times[verb])}
         if verb == "save":
             more |= {"opening_write_p50": percentile(chat.times["open"], 0.5)}
+        why = ""
+        if verb in bare and ours > BAR:  # the store is on loopback, and moto computes as long as it takes
+            own = ours - percentile(bare[verb], 0.5)
+            why = f"{own:.1f} ms are ours, the rest is what moto and botocore take for as many bytes"
         what = f"{verb} a chat of {len(chat.document.messages)} messages, {where}"
-        figures.append(Figure(what, "ms", ours, beside, bar=f"<= {BAR} ms", met=ours <= BAR, more=more))
+        figures.append(Figure(what, "ms", ours, beside, bar=f"<= {BAR} ms", met=ours <= BAR, why=why, more=more))
     return figures
 
 

@@ -28,6 +28,7 @@ from pydantic import BaseModel
 from haltline.default_agent import make_agent
 from haltline.scripted import ScriptedModel
 from tests.bench.figures import Figure
+from tests.cold_start import keep_bytecode
 from tests.contract.client import script
 from tests.stack import ROOT, Replica, clean_environment, free_port, running_stack
 
@@ -41,7 +42,8 @@ LONG = script(chunks=["tick "], repeat=3000, pace_ms=20)
 
 
 def measure(quick: bool) -> list[Figure]:
-    first, last, levels = (100, 400, (0, 50, 100)) if quick else (1000, 5000, (0, 100, 200))
+    keep_bytecode()
+    first, last, levels = (100, 300, (0, 50, 100)) if quick else (1000, 5000, (0, 100, 200))
     with (
         tempfile.TemporaryDirectory() as directory,
         _bare_replica(Path(directory)) as bare,
@@ -108,7 +110,7 @@ class _Runs:
 
 # ---- a live chat
 async def _live(replica: Replica, bare: Replica, levels: tuple[int, ...]) -> Figure:
-    await _Runs(bare, None).do(100)
+    await _Runs(bare, None).do(50)
     held: dict[str, list[int]] = {"ours": [], "bare": []}
     async with AsyncExitStack() as chats:
         for before, level in zip((0, *levels), levels, strict=False):
@@ -117,8 +119,8 @@ async def _live(replica: Replica, bare: Replica, levels: tuple[int, ...]) -> Fig
                     reader = await chats.enter_async_context(_sent(each, f"/api/v1/chat/live-{n}", SLOW))
                     await reader.readuntil(b"data: ")
             await asyncio.sleep(0.5)
-            for name, each in (("ours", replica), ("bare", bare)):
-                held[name].append(await _settled(each))
+            for name, size in zip(held, await _settled(replica, bare), strict=True):
+                held[name].append(size)
     slopes = {name: linear_regression(levels, sizes).slope / 1000 for name, sizes in held.items()}
     return Figure(
         "memory of a live chat",
@@ -131,13 +133,13 @@ async def _live(replica: Replica, bare: Replica, levels: tuple[int, ...]) -> Fig
     )
 
 
-async def _settled(replica: Replica) -> int:
-    """Bytes, in the middle of what the garbage collector makes of them."""
+async def _settled(*replicas: Replica) -> list[int]:
+    """Bytes of each, in the middle of what the garbage collector makes of them."""
     seen = []
     for _ in range(5):
-        seen.append(_memory(replica, "Private_Clean", "Private_Dirty"))
+        seen.append([_memory(each, "Private_Clean", "Private_Dirty") for each in replicas])
         await asyncio.sleep(0.1)
-    return median(seen)
+    return [median(sizes) for sizes in zip(*seen, strict=True)]
 
 
 def _memory(replica: Replica, *names: str) -> int:

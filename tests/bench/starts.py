@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import signal
 import subprocess
 import sys
@@ -22,14 +21,14 @@ from statistics import median
 from local.model_server import find_model
 from tests import cold_start
 from tests.bench.figures import Figure
-from tests.cold_start import BAR, Start, take_turns
+from tests.cold_start import BAR, Start, keep_bytecode, take_turns
 from tests.stack import ROOT, clean_environment, free_port
 
 PATIENCE = 60  # seconds until a start counts as failed
 
 
 def measure(quick: bool) -> list[Figure]:
-    _keep_bytecode()
+    keep_bytecode()
     pairs = {"chat": cold_start.chat(), "control": cold_start.control()}
     models = ["scripted", *(["local"] if find_model() and not quick else [])]
     seconds: dict[str, list[float]] = {model: [] for model in models}
@@ -45,13 +44,6 @@ def measure(quick: bool) -> list[Figure]:
         *(_function(name, *pair) for name, pair in pairs.items()),
         *(_local(model, seconds[model], pairs["chat"][0]) for model in models),
     ]
-
-
-def _keep_bytecode() -> None:
-    """Where this machine keeps none, each start would compile all modules anew."""
-    if sys.dont_write_bytecode:
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / "build" / "bytecode")
 
 
 def _function(name: str, needed: Start, ours: Start) -> Figure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import site
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import httpx2 as httpx
 import pytest
 
 from local.runtime_api.environment import Environment
+from tests import cold_start
 from tests.aws.chat_function import ADAPTER, Started
 from tests.fake_bedrock import RunningFakeBedrock, running_fake_bedrock
-from tests.stack import ROOT, Replica, Stack, running_stack
+from tests.stack import Replica, Stack, running_stack
 
 FULL = bool(os.environ.get("LAMBDA_FULL"))
 
@@ -35,9 +35,7 @@ def adapter() -> None:
 @pytest.fixture(scope="session")
 def layers() -> list[Path]:
     """What Lambda finds in /opt/python: the layers that `make lambda` has built, else what they are made of."""
-    if built := os.environ.get("LAMBDA_LAYERS"):
-        return [ROOT / path for path in built.split(":")]
-    return [ROOT / "layers" / "haltline", *map(Path, site.getsitepackages())]
+    return cold_start.layers()
 
 
 @pytest.fixture(scope="session")

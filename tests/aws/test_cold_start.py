@@ -1,124 +1,41 @@
-"""How long the functions take to start, beside the bare imports of what they cannot do without.
-
-Interpreters are fresh and find their bytecode compiled. The two of a pair take turns, so that a busy machine weighs on
-both. The bar is on CPU time: an init on Lambda does hardly anything but compute, and here others may be at work.
-"""
+"""How long the functions take to start, beside the bare imports of what they cannot do without: tests/cold_start."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 import pytest
 
+from tests import cold_start
 from tests.aws.conftest import FULL
-from tests.stack import ROOT, Stack, free_port
+from tests.cold_start import BAR, Start, take_turns
+from tests.stack import Stack, free_port
 
 ROUNDS = 15 if FULL else 5
-BAR = 1.15
-READY = "os.write(READY, b'1')"
-
-
-@dataclass
-class Start:
-    """One way to start, and its times in milliseconds."""
-
-    name: str
-    arguments: list[str]
-    times: list[tuple[float, float]] = field(default_factory=list)  # CPU, wall
-
-    @property
-    def cpu(self) -> float:
-        return median(cpu for cpu, _ in self.times)
-
-    @property
-    def wall(self) -> float:
-        return median(wall for _, wall in self.times)
-
-    def beside(self, other: Start) -> float:
-        """How much longer it takes, CPU to CPU: the median over the rounds, for a machine changes its speed."""
-        return median(mine / its for (mine, _), (its, _) in zip(self.times, other.times, strict=True))
-
-    def once(self, environment: dict[str, str], cwd: Path) -> None:
-        """Start it, until it writes to READY; then it is killed."""
-        reading, ready = os.pipe()
-        begun = time.perf_counter()
-        process = subprocess.Popen(
-            [f"{sys.base_prefix}/bin/python3", *(argument.replace("READY", str(ready)) for argument in self.arguments)],
-            env={**environment, "PORT": str(free_port())},
-            cwd=cwd,
-            pass_fds=[ready],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        os.close(ready)
-        told = os.read(reading, 1)
-        wall = time.perf_counter() - begun
-        os.close(reading)
-        os.kill(process.pid, signal.SIGKILL)  # Popen might reap it, and its times with it
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.stderr
-        with process.stderr as stderr:
-            assert told, stderr.read().decode()
-        self.times.append(((used.ru_utime + used.ru_stime) * 1000, wall * 1000))
-
-
-CHAT = ["strands", "fastapi", "uvicorn", "redis.asyncio", "boto3"]
-CONTROL = ["fastapi", "mangum", "aws_lambda_powertools", "redis.asyncio"]
-
-# All that `python -m haltline` imports, in its way, and the app, without the client of a model's provider.
-CHAT_APP = f"""
-import gc, os
-gc.disable()
-os.environ["MODEL_PROVIDER"] = "scripted"
-import haltline.serve, haltline.bedrock
-haltline.serve.create_app()
-{READY}
-"""
-CHAT_SERVES = ["-m", "haltline", "--ready-fd", "READY"]
-# What Lambda's runtime imports before it asks for an event.
-CONTROL_APP = f"import os, sys; sys.path.insert(0, {str(ROOT / 'functions/control')!r}); import app; {READY}"
-
-
-def bare(*modules: str) -> Start:
-    return Start(f"import {', '.join(modules)}", ["-c", f"import os, {', '.join(modules)}; {READY}"])
 
 
 @pytest.fixture
 def environment(stack: Stack, layers: Sequence[Path]) -> dict[str, str]:
-    """Of a function, as far as it matters here."""
-    return {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": ":".join(map(str, layers)),
-        "REDIS_URL": stack.redis_url,
-        "SESSION_DIR": str(stack.session_dir),
-        "AWS_LAMBDA_FUNCTION_NAME": "haltline",
-        "AWS_REGION": "us-west-2",
-        "AWS_ACCESS_KEY_ID": "ASIAEXAMPLE",
-        "AWS_SECRET_ACCESS_KEY": "example",
-        "AUTH": "apigateway",
-        "LOGURU_AUTOINIT": "0",  # as both functions set it
-        **{key: os.environ[key] for key in ("PYTHONPYCACHEPREFIX",) if key in os.environ},
-    }
+    return cold_start.environment(layers, stack.redis_url, stack.session_dir)
 
 
 @pytest.mark.parametrize(
     ("needed", "ours", "told"),
     [
         (
-            bare(*CHAT),
-            Start("the chat function: all imported, the app made", ["-c", CHAT_APP]),
-            [Start("  until it serves: with the client of Bedrock, TLS and the bus", CHAT_SERVES)],
+            *cold_start.chat(),
+            [
+                Start(
+                    "  until it serves: with the client of Bedrock, TLS and the bus",
+                    ["-m", "haltline", "--ready-fd", "READY"],
+                )
+            ],
         ),
-        (bare(*CONTROL), Start("the control function: all imported, the handler made", ["-c", CONTROL_APP]), []),
+        (*cold_start.control(), []),
     ],
     ids=["chat", "control"],
 )
@@ -131,13 +48,8 @@ def test_a_function_starts_hardly_later_than_what_it_needs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     starts = [needed, ours, *told]
-    for start in starts:
-        start.once(environment, tmp_path)  # it may have compiled something
-        start.times.clear()
     for _ in range(3):  # on a busy machine it may take more of them
-        for _ in range(ROUNDS):
-            for start in starts:
-                start.once(environment, tmp_path)
+        take_turns(starts, ROUNDS, environment, tmp_path)
         if ours.beside(needed) <= BAR:
             break
     with capsys.disabled():

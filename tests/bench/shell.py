@@ -14,7 +14,7 @@ from typing import NamedTuple
 import uvicorn
 from fastapi import FastAPI
 
-from haltline.serve import BACKLOG, collect_often
+from haltline.serve import BACKLOG, Collector
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["__main__", "tests.bench.bare_shell", "tests.bench.polling"])  # imported once for all
@@ -52,5 +52,6 @@ def _serve(listener: socket.socket, make: Callable[..., FastAPI], name: str, red
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     config = uvicorn.Config(make(name, redis_url, directory), log_config=None, access_log=False, server_header=False)
-    collect_often()
-    asyncio.run(uvicorn.Server(config).serve([socket.socket(fileno=listener.detach())]))  # see `haltline.serve`
+    Collector(lambda: 1)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(uvicorn.Server(config).serve([socket.socket(fileno=listener.detach())]))  # see `haltline.serve`

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from haltline.app import make_app
 from haltline.bootstrap import make_resources
-from haltline.serve import Server
+from haltline.serve import Server, listen
 from haltline.settings import Settings
 
 SOON = 10.0  # seconds: a deadline for what must happen, never a measure
@@ -189,3 +189,18 @@ async def test_nobody_is_let_in_after_the_order_to_end(replica: Replica) -> None
     with pytest.raises(ConnectionRefusedError):
         replica.connect()
     await ending
+
+
+async def test_a_frame_waits_for_no_acknowledgement_of_the_one_before() -> None:
+    taken: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def let_in(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        taken.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    listener = listen(Settings(host="127.0.0.1", port=0))
+    async with await asyncio.start_server(let_in, sock=listener):
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        assert await asyncio.wait_for(taken, SOON)
+        writer.close()
+        await writer.wait_closed()

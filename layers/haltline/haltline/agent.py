@@ -78,13 +78,15 @@ class AgentTurn:
     def restore(self, snapshot: str | None, unseen: list[dict[str, Any]]) -> None:
         """Give the agent what it knew at the end of its last turn, and the messages since then."""
         if snapshot is not None:
-            kept = Snapshot.from_dict(decode_bytes_values(json.loads(snapshot)))
+            kept = Snapshot.from_dict(_from_json(snapshot))
+            messages = kept.data.pop("messages", self._agent.messages)
             try:
                 self._agent.load_snapshot(kept)
             except ValueError as error:  # the agent's conversation manager is another class than the one that was saved
                 logger.warning("error=<{}> | the conversation manager's state was dropped", error)
                 kept.data.pop("conversation_manager_state", None)
                 self._agent.load_snapshot(kept)
+            self._agent.messages = messages  # nobody else's, so without Strands' copy, which takes longest of all
         self._agent.messages.extend(unseen)  # type: ignore[arg-type]
 
     async def events(self, message: str, invocation_state: dict[str, Any]) -> AsyncGenerator[Text, None]:
@@ -145,14 +147,28 @@ class AgentTurn:
         if not complete or self.stopped_itself:  # a stop tool leaves the user's turn last
             self._repair(message)
         # Without an interrupt: its tool has an error result by now, and nobody could answer it.
-        taken = self._agent.take_snapshot(preset="session", exclude=["interrupt_state"])
-        return valid_text(json.dumps(encode_bytes_values(taken.to_dict()), ensure_ascii=False))
+        taken = self._agent.take_snapshot(preset="session", exclude=["interrupt_state", "messages"])
+        taken.data["messages"] = self._agent.messages  # as they are: Strands would copy them
+        return valid_text(json.dumps(taken.to_dict(), ensure_ascii=False, default=_as_json))
 
     def _repair(self, message: str) -> None:
         history: Any = list(self._agent.messages)
         if len(history) == len(self._restored) and all(a is b for a, b in zip(history, self._restored, strict=True)):
             history.append({"role": "user", "content": [{"text": message}]})  # halted before the agent took it in
         self._agent.messages = repaired(history, "".join(self._partial))  # type: ignore[assignment]
+
+
+def _as_json(value: Any) -> Any:
+    """Bytes, the only thing in a history that JSON lacks, as Strands writes them."""
+    if isinstance(value, bytes):
+        return encode_bytes_values(value)
+    raise TypeError(f"{type(value).__name__} in the agent's state is not JSON")
+
+
+def _from_json(snapshot: str) -> dict[str, Any]:
+    kept: dict[str, Any] = json.loads(snapshot)
+    # Bytes are rare, and looking for them in a long history takes longer than reading it.
+    return decode_bytes_values(kept) if '"__bytes_encoded__"' in snapshot else kept
 
 
 def _can_be_stoppable(model: Any) -> bool:

@@ -60,6 +60,12 @@ class ChatDocument(BaseModel):
         return self.version + 1 if self.version else secrets.randbits(62) + 1
 
 
+def document_of(data: bytes) -> ChatDocument:
+    """A chat as it lies at rest. Raises: ValueError, ValidationError where it is none."""
+    # "keys": the reader would keep 16,384 short strings for the next time, and times and ids never come again.
+    return ChatDocument.model_validate(from_json(data, cache_strings="keys"))
+
+
 class VersionConflict(Exception):
     """The chat was written by another since it was read. Nothing was saved."""
 
@@ -147,7 +153,7 @@ class FileChatStore(ThreadedStore):
     def _load(self, chat_id: str) -> ChatDocument:
         path = self._path(chat_id)
         try:
-            return ChatDocument.model_validate(from_json(path.read_bytes()))
+            return document_of(path.read_bytes())
         except FileNotFoundError:
             return ChatDocument(chat_id=chat_id)
         except (OSError, ValueError, ValidationError) as error:
@@ -192,7 +198,7 @@ class FileChatStore(ThreadedStore):
             raise ChatStoreError(f"the session store cannot be listed: {error.strerror or error}") from error
         for path in (self._directory / name for name in names if name.endswith(".json")):
             try:
-                document = ChatDocument.model_validate(from_json(path.read_bytes()))
+                document = document_of(path.read_bytes())
                 found.append((document.chat_id, len(document.messages), path.stat().st_mtime))
             except (OSError, ValueError):
                 continue  # deleted meanwhile, or not one of ours

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from haltline.aws import Client
-from haltline.chats import UNREADABLE, ChatDocument, ChatStoreError, ThreadedStore, VersionConflict
+from haltline.chats import UNREADABLE, ChatDocument, ChatStoreError, ThreadedStore, VersionConflict, document_of
 
 PREFIX, SUFFIX = "chats/", ".json"
 SCAN_AT_ONCE = 16  # chats that a scan reads together
@@ -181,7 +181,7 @@ class S3ChatStore(ThreadedStore):
 
 def _document(body: bytes, etag: str) -> ChatDocument:
     try:
-        document = ChatDocument.model_validate(from_json(body))
+        document = document_of(body)
     except (ValueError, ValidationError) as error:
         raise ChatStoreError(f"the chat cannot be read: {type(error).__name__}") from error
     document._etag = etag

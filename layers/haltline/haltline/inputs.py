@@ -114,7 +114,7 @@ def _parsed(raw: bytes) -> Any:
 
     Raises: ValueError, which never repeats the input.
     """
-    value = from_json(raw, allow_inf_nan=False)
+    value = from_json(raw, allow_inf_nan=False, cache_strings="keys")
     if not _finite(value):
         raise ValueError("a number is too large")
     return value

@@ -36,9 +36,7 @@ def serve(fd: int | None, ready_fd: int | None) -> None:
     settings = resources.settings
     if (runs := resources.runs) is not None:
         runs.on_ended = Collector(lambda: runs.live_count).run_ended
-    # By its descriptor in any case: so it knows its protocol, without which asyncio leaves out TCP_NODELAY, and a frame
-    # waits up to 40 ms until the client's kernel acknowledges the one before.
-    listener = socket.socket(fileno=_listen(settings).detach() if fd is None else fd)
+    listener = socket.socket(fileno=fd) if fd is not None else listen(settings)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -136,9 +134,13 @@ class Server(uvicorn.Server):
         return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
+    """The replica's own listening socket, on HOST and PORT. Ends the process where it cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
         exit_with(f"PORT={settings.port} on HOST={settings.host} cannot be served: {error.strerror or error}")
+    # Made again, so that it knows itself to be TCP, as one that is inherited does: else asyncio leaves Nagle's
+    # algorithm on, and a frame waits up to 40 ms for the acknowledgement of the one before.
+    return socket.socket(fileno=listener.detach())

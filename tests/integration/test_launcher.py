@@ -212,7 +212,7 @@ def test_nobody_outlives_a_launcher_that_is_killed(running: tuple[Launched, str]
 
 # ---- the end
 def test_ctrl_c_closes_live_streams_and_leaves_nothing(tmp_path: Path) -> None:
-    with launched(tmp_path, "--model", "scripted", "--replicas", "2", SHUTDOWN_GRACE="0.2") as launcher:
+    with launched(tmp_path, "--model", "scripted", "--replicas", "2", SHUTDOWN_GRACE="0") as launcher:
         url = launcher.url()
         assert len(launcher.left()) == 5  # itself, the leader of the family, Valkey and two replicas
         with chat(url, LONG) as lines:

@@ -244,7 +244,7 @@ async def test_a_stop_while_the_agent_is_being_made(bench: Bench) -> None:
     await bench.other.stop(bench.chat, Arrival())
     assert await rest(execution) == [Stopped()]
     assert await ended(execution) == (Outcome.STOPPED, StopReason.USER)
-    assert bench.agents.made == 0
+    assert not bench.agents.started.is_set()
 
 
 async def test_a_stop_that_came_before_the_run_registers(bench: Bench) -> None:
@@ -253,7 +253,7 @@ async def test_a_stop_that_came_before_the_run_registers(bench: Bench) -> None:
     execution = await bench.start(run_id=run_id)
     assert await rest(execution) == [Stopped()]
     await ended(execution)
-    assert bench.agents.made == 0
+    assert not bench.agents.started.is_set()
     assert await bench.transcript() == [("user", "hello", False, ""), ("assistant", "", True, "user")]
 
 
@@ -420,7 +420,7 @@ async def test_a_store_that_fails_at_the_opening(bench: Bench) -> None:
     assert closing == [
         Failed("The answer could not be saved: the session store cannot be written: No space left on device.")
     ]
-    assert bench.agents.made == 0
+    assert not bench.agents.started.is_set()
     bench.store.broken = False
     assert await bench.transcript() == []
     following = await bench.start("again")

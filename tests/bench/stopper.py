@@ -10,6 +10,8 @@ import asyncio
 import sys
 import time
 
+import uvloop
+
 from haltline.redis_bus import RedisBus
 from haltline.runs import Arrival
 from tests.bench.polling import set_stop
@@ -31,4 +33,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    uvloop.run(main())

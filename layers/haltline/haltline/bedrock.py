@@ -30,6 +30,7 @@ from strands.types.streaming import StreamEvent
 from strands.types.tools import ToolChoice, ToolSpec
 
 from haltline.bedrock_connection import Connection, Connections
+from haltline.bedrock_frames import Frames
 from haltline.bridge import Flow
 from haltline.runs import live_token
 
@@ -101,13 +102,9 @@ class StoppableBedrockModel(BedrockModel):
         trailing = kwargs.get("dynamic_trailing_blocks", 0)
 
         def work(emit: Callable[[Any], None]) -> None:
-            call.texts = texts = _Texts(emit)
-
             def callback(event: Any = None) -> None:
-                if event is None:  # it is over
-                    texts.flush()
-                else:
-                    texts.add(event)
+                if event is not None:  # None says that it is over
+                    emit(event)
 
             self._stream(
                 callback,
@@ -168,7 +165,6 @@ class _Call:
         self._stopped = self._loop.create_future()
         self._looking: asyncio.TimerHandle | None = None
         self.flow: Flow[_Call]
-        self.texts: _Texts
 
     async def __aenter__(self) -> _Call:
         if self._token:
@@ -232,7 +228,9 @@ class _Call:
     def send(self, request: AWSPreparedRequest) -> AWSResponse:
         """Send what botocore has signed; returns when the response's headers are there."""
         connection = self._carried(self._sent(request))
-        return AWSResponse(request.url, connection.status, connection.headers, _Body(self))
+        headers = connection.headers
+        of_events = headers.get("content-type", "").startswith("application/vnd.amazon.eventstream")
+        return AWSResponse(request.url, connection.status, headers, _Body(self, of_events=of_events))
 
     def _carried(self, awaitable: Awaitable[T]) -> T:
         try:
@@ -260,10 +258,7 @@ class _Call:
         connection = self._connection
         if connection is None:
             return b""
-        data = connection.take()
-        if not data:
-            self.texts.flush()  # no text waits for another
-            data = self._carried(connection.read(self._config.read_timeout))
+        data = connection.take() or self._carried(connection.read(self._config.read_timeout))
         if not data:
             self.close()  # others may have the connection now
         return data
@@ -272,51 +267,23 @@ class _Call:
 class _Body:
     """A response's body in the form that botocore reads."""
 
-    def __init__(self, call: _Call) -> None:
-        self._call = call
+    def __init__(self, call: _Call, *, of_events: bool) -> None:
+        self._call, self._of_events = call, of_events
 
     def stream(self, *_: Any, **__: Any) -> Iterator[bytes]:
         """The bytes as they come."""
+        frames = Frames() if self._of_events else None
         while chunk := self._call.read():
-            yield chunk
+            if frames is None:
+                yield chunk
+            elif together := frames.feed(chunk):
+                yield together
+        if frames is not None and (rest := frames.rest()):
+            yield rest
 
     def close(self) -> None:
         """Close the connection, unless all has been read."""
         self._call.close()
-
-
-class _Texts:
-    """Emits events; text that has arrived together goes on as one piece.
-
-    What a token costs further on, it costs once a piece: a replica that is busy is given more in each.
-    """
-
-    def __init__(self, emit: Callable[[Any], None]) -> None:
-        self._emit = emit
-        self._block: int | None = None
-        self._held: list[str] = []
-
-    def add(self, event: Any) -> None:
-        """Emit an event, or hold its text until `flush` or the next event that is no text of that block."""
-        delta = event.get("contentBlockDelta")
-        text = delta["delta"].get("text") if delta is not None and len(delta["delta"]) == 1 else None
-        if text is None:
-            self.flush()
-            self._emit(event)
-            return
-        if delta.get("contentBlockIndex") != self._block:
-            self.flush()
-            self._block = delta.get("contentBlockIndex")
-        self._held.append(text)
-
-    def flush(self) -> None:
-        """Emit the text that is held."""
-        if self._held:
-            text, self._held = "".join(self._held), []
-            delta: dict[str, Any] = {"delta": {"text": text}}
-            if self._block is not None:
-                delta["contentBlockIndex"] = self._block
-            self._emit({"contentBlockDelta": delta})
 
 
 # ---- what botocore asks

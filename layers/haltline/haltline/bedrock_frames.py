@@ -27,6 +27,7 @@ class _Delta(NamedTuple):
     headers: bytes
     block: int | None
     text: str
+    frame: bytes
 
 
 class Frames:
@@ -91,11 +92,13 @@ def _delta_of(frame: bytes) -> _Delta | None:
     delta = said.get("delta")
     if not isinstance(delta, dict) or delta.keys() != {"text"} or not isinstance(delta["text"], str):
         return None
-    return _Delta(headers, said.get("contentBlockIndex"), delta["text"])
+    return _Delta(headers, said.get("contentBlockIndex"), delta["text"], frame)
 
 
 def _frame_of(said: list[_Delta]) -> bytes:
-    headers, block, _ = said[0]
+    headers, block, _, frame = said[0]
+    if len(said) == 1:
+        return frame
     content: dict[str, Any] = {"delta": {"text": "".join(delta.text for delta in said)}}
     if block is not None:
         content["contentBlockIndex"] = block

@@ -129,6 +129,12 @@ class Load:
             async with asyncio.timeout(20):
                 await asyncio.gather(*(client.begun for client in some))
 
+    def shrink(self, chats: int) -> None:
+        """Until there are no more chats than that: the others hang up."""
+        for client in self.clients[chats:]:
+            client.transport.abort()
+        del self.clients[chats:]
+
     async def _begin(self) -> Client:
         body = json.dumps({"message": "Tell me."}).encode()
         request = (
@@ -149,9 +155,7 @@ class Load:
 
     def leave(self) -> None:
         """All hang up."""
-        for client in self.clients:
-            client.transport.abort()
-        self.clients.clear()
+        self.shrink(0)
 
 
 @asynccontextmanager

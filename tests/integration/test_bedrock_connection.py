@@ -13,7 +13,7 @@ import ssl
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -78,6 +78,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return self_signed(tmp_path_factory.mktemp("tls"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collections_are_short() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def open_sockets() -> int:
     count = 0
     for fd in os.listdir("/dev/fd"):
@@ -92,7 +100,6 @@ async def nothing_left() -> AsyncIterator[None]:
     said: list[Any] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: said.append(context))
-    gc.collect()
     before = open_sockets()
     yield
     async with asyncio.timeout(SOON):
@@ -180,6 +187,7 @@ def prepared(url: str, body: bytes = b"{}", **headers: str) -> AWSPreparedReques
     return cast("AWSPreparedRequest", AWSRequest("POST", url + "/model/m/converse-stream", headers, body).prepare())
 
 
+@functools.cache  # to read the certificates takes its time
 def plain() -> Connections:
     return Connections(None, None)
 

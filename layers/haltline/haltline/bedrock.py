@@ -162,6 +162,7 @@ class _Call:
         self._token = live_token.get()
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._connection: Connection | None = None
+        self._own = threading.Lock()  # held while this call's connection is shut from another thread, or let go of
         self._stopped = self._loop.create_future()
         self._looking: asyncio.TimerHandle | None = None
         self.flow: Flow[_Call]
@@ -182,8 +183,9 @@ class _Call:
 
     def close(self) -> None:
         """Close the connection, unless the answer was read to its end."""
-        if self._connection is not None:
+        with self._own:
             connection, self._connection = self._connection, None
+        if connection is not None:
             self._connections.give_back(connection)
 
     # ---- being stopped
@@ -192,11 +194,11 @@ class _Call:
         if threading.get_ident() == self._thread:
             self._end()
             return
-        connection = self._connection
         with suppress(RuntimeError):  # that loop has ended, and the call with it
             self._loop.call_soon_threadsafe(self._end)
-        if connection is not None:
-            connection.shut_from_elsewhere()
+        with self._own:
+            if self._connection is not None:
+                self._connection.shut_from_elsewhere()
 
     def _look(self) -> None:
         if self._cancel_signal and self._cancel_signal.is_set():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import select
 import socket
 import ssl
 import threading
@@ -20,6 +21,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from botocore.awsrequest import AWSPreparedRequest
 from botocore.exceptions import (
+    BotoCoreError,
     ConnectionClosedError,
     ConnectTimeoutError,
     EndpointConnectionError,
@@ -48,6 +50,7 @@ class Connection(asyncio.Protocol):
         self._waiting: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
         self.connected = self._closed = False
+        self._shut = False  # from elsewhere: this loop will hear of it, until then no other call is to have it
         self.idle_since = 0.0  # time.monotonic()
         self._reset()
 
@@ -72,10 +75,14 @@ class Connection(asyncio.Protocol):
                 if proxy is not None and first[0] == "https":
                     await self._secure(tls, first[1])
                 if proxy is not None and scheme == "https":
-                    await self._through(proxy, f"{_bracketed(host)}:{port}", seconds)
+                    await self._through(proxy, f"{_bracketed(host)}:{port}")
                 if scheme == "https":
                     await self._secure(tls, host)
+            if self._failure is not None:  # it was closed meanwhile
+                raise self._failure
             self.connected = True
+        except BotoCoreError:  # some of them are an OSError too
+            raise
         except TimeoutError as error:
             raise ConnectTimeoutError(endpoint_url=self._url, error=error) from error
         except ssl.SSLError as error:
@@ -88,12 +95,14 @@ class Connection(asyncio.Protocol):
 
     async def _secure(self, tls: ssl.SSLContext, host: str) -> None:
         assert self._transport is not None  # noqa: S101 - connected
+        if self._failure is not None:  # nobody would tell the end of a handshake
+            raise self._failure
         secured = await self._loop.start_tls(self._transport, self, tls, server_hostname=host)
         self._transport = cast("asyncio.Transport", secured)
 
-    async def _through(self, proxy: SplitResult, target: str, seconds: float | None) -> None:
+    async def _through(self, proxy: SplitResult, target: str) -> None:
         self._write(f"CONNECT {target} HTTP/1.1", {"Host": target, **proxy_authorization(proxy)}, b"")
-        await self.head(seconds)
+        await self.head(None)
         if self.status != 200:
             refused = f"the proxy answered {self.status}"
             raise ProxyConnectionError(proxy_url=f"{proxy.scheme}://{proxy.hostname}", error=refused)
@@ -109,7 +118,9 @@ class Connection(asyncio.Protocol):
         headers = {k: v.decode() if isinstance(v, bytes) else str(v) for k, v in request.headers.items()}
         names = {name.lower() for name in headers}
         if "host" not in names:
-            headers["Host"] = url.netloc.rpartition("@")[2]
+            # As it was signed: in lower case, and no port that goes without saying.
+            scheme, host, port = place_of(request.url)
+            headers["Host"] = _bracketed(host) + ("" if port == _PORTS[scheme] else f":{port}")
         if "accept-encoding" not in names:
             headers["Accept-Encoding"] = "identity"
         if proxy is not None and url.scheme == "http":
@@ -122,7 +133,8 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None  # noqa: S101 - connected
         self._parser = HttpResponseParser(self)
         head = "\r\n".join([line, *(f"{name}: {value}" for name, value in headers.items()), "", ""])
-        self._transport.write(head.encode("latin-1") + body)
+        if not self._closed:  # otherwise whoever waits for the answer is told
+            self._transport.write(head.encode("latin-1") + body)
 
     async def head(self, seconds: float | None) -> None:
         """Wait for `status` and `headers`; `seconds` is how long the other side may say nothing.
@@ -151,7 +163,23 @@ class Connection(asyncio.Protocol):
     @property
     def reusable(self) -> bool:
         """Whether the response was read to its end, and another request may follow on this connection."""
-        return self._complete and not self._unread and self._reusable and not self._closed
+        return (
+            self._complete
+            and not self._unread
+            and self._reusable
+            and not (self._closed or self._shut)
+            and not any(t and t.get_write_buffer_size() for t in (self._transport, self._socket))  # answered too early
+        )
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the other side has said nothing that the loop has yet to read, its end neither."""
+        poll = select.poll()
+        try:
+            poll.register(cast("asyncio.Transport", self._socket).get_extra_info("socket"), select.POLLIN)
+        except (TypeError, ValueError):  # it has no descriptor any more, which is told in the loop's next turn
+            return False
+        return not poll.poll(0)
 
     async def _more(self, seconds: float | None) -> None:
         if self._failure is not None:
@@ -166,7 +194,8 @@ class Connection(asyncio.Protocol):
                 timer.cancel()
 
     def _time_out(self) -> None:
-        self.abort(ReadTimeoutError(endpoint_url=self._url, error="nothing was said for too long"))
+        if self._waiting is not None and not self._waiting.done():  # it may have been said in this turn of the loop
+            self.abort(ReadTimeoutError(endpoint_url=self._url, error="nothing was said for too long"))
 
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():
@@ -184,12 +213,15 @@ class Connection(asyncio.Protocol):
 
     def shut_from_elsewhere(self) -> None:
         """Close it from another thread, whose loop may get its turn only some ms later."""
-        # Where the loop's own thread was faster it is closed by now, and under uvloop there is no socket any more.
+        self._shut = True
+        # Where the loop's own thread was faster it is closed by now, and under uvloop there is no socket any more. The
+        # number of its descriptor may be another connection's already, which goes by another name.
         with (
             suppress(OSError, AttributeError),
             socket.socket(fileno=os.dup(self._socket.get_extra_info("socket").fileno())) as own,  # type: ignore[union-attr]
         ):
-            own.shutdown(socket.SHUT_RDWR)
+            if own.getsockname() == self._name:
+                own.shutdown(socket.SHUT_RDWR)
 
     def _closed_error(self, why: object) -> ConnectionClosedError:
         return ConnectionClosedError(endpoint_url=self._url, error=why)
@@ -198,32 +230,44 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """TCP stands."""
         self._socket = self._transport = cast("asyncio.Transport", transport)
+        self._name = transport.get_extra_info("sockname")
+        if self._closed or self._shut:  # in the meantime
+            self.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived, and wake who waits for it."""
-        if self._parser is None:
+        if self._parser is None or self._complete:
             self.abort()  # nobody has asked anything
             return
         try:
             self._parser.feed_data(data)
-        except HttpParserUpgrade:
-            pass  # what a proxy says to CONNECT
-        except HttpParserError as error:
+        except (HttpParserError, HttpParserUpgrade) as error:
             self.abort(self._closed_error(error))
-        if self._size > UNREAD and self._transport is not None:
+        if self._size > UNREAD and self._transport is not None and not self._closed:
             self._transport.pause_reading()
         self._wake()
+
+    def eof_received(self) -> None:
+        """The other side has said all. What it has not read of the request it need not."""
+        self.connection_lost(None)
+        self.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is closed, by either side."""
         self._closed = True
-        if self._has_head and not {"content-length", "transfer-encoding"} & self.headers.keys():
+        endless = self._has_head and not {"content-length", "transfer-encoding"} & self.headers.keys()
+        if endless and error is None and self._failure is None:
             self._complete = True  # such a body ends with its connection
         if self._failure is None and not self._complete:
             self._failure = self._closed_error(error or "the other side closed it")
         self._wake()
 
     # ---- HttpResponseParser
+    def on_message_begin(self) -> None:
+        """A response begins. Raises: where it is not the one that was asked for."""
+        if self._complete:
+            raise self._closed_error("it said more than it was asked")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; one that is said again is joined to the first."""
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
@@ -274,8 +318,9 @@ class Connections:
         for connection in reversed(self._idle):
             if connection.place == place:
                 self._idle.remove(connection)
-                if connection.reusable:
+                if connection.reusable and connection.quiet:
                     return connection
+                connection.abort()
         return None
 
     def give_back(self, connection: Connection) -> None:
@@ -305,12 +350,13 @@ class Connections:
 
 
 Place = tuple[str, str, int]  # scheme, host, port
+_PORTS = {"http": 80, "https": 443}
 
 
 def place_of(url: str) -> Place:
     """Where a URL leads."""
     parts = urlsplit(url)
-    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.scheme, parts.hostname or "", parts.port or _PORTS[parts.scheme]
 
 
 def proxy_authorization(proxy: SplitResult) -> dict[str, str]:

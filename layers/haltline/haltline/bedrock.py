@@ -21,6 +21,7 @@ import botocore.session
 from botocore import UNSIGNED
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.credentials import Credentials
+from botocore.eventstream import EventStreamBuffer
 from botocore.exceptions import BotoCoreError, ConnectionClosedError, ReadTimeoutError
 from botocore.exceptions import ConnectionError as AnyConnectionError
 from botocore.utils import get_environ_proxies
@@ -230,9 +231,7 @@ class _Call:
     def send(self, request: AWSPreparedRequest) -> AWSResponse:
         """Send what botocore has signed; returns when the response's headers are there."""
         connection = self._carried(self._sent(request))
-        headers = connection.headers
-        of_events = headers.get("content-type", "").startswith("application/vnd.amazon.eventstream")
-        return AWSResponse(request.url, connection.status, headers, _Body(self, of_events=of_events))
+        return AWSResponse(request.url, connection.status, connection.headers, _Body(self))
 
     def _carried(self, awaitable: Awaitable[T]) -> T:
         try:
@@ -269,23 +268,40 @@ class _Call:
 class _Body:
     """A response's body in the form that botocore reads."""
 
-    def __init__(self, call: _Call, *, of_events: bool) -> None:
-        self._call, self._of_events = call, of_events
+    def __init__(self, call: _Call) -> None:
+        self._call = call
 
     def stream(self, *_: Any, **__: Any) -> Iterator[bytes]:
         """The bytes as they come."""
-        frames = Frames() if self._of_events else None
         while chunk := self._call.read():
-            if frames is None:
-                yield chunk
-            elif together := frames.feed(chunk):
-                yield together
-        if frames is not None and (rest := frames.rest()):
-            yield rest
+            yield chunk
 
     def close(self) -> None:
         """Close the connection, unless all has been read."""
         self._call.close()
+
+
+class _Events:
+    """botocore's stream of events, in the place of it: text is read without botocore's parser."""
+
+    def __init__(self, stream: Any, call: _Call) -> None:
+        self._stream, self._call = stream, call
+
+    def __iter__(self) -> Iterator[Any]:
+        frames, buffer = Frames(), EventStreamBuffer()
+        while chunk := self._call.read():
+            for part in frames.feed(chunk):
+                if isinstance(part, dict):
+                    yield part
+                    continue
+                buffer.add_data(part)
+                for message in buffer:
+                    if event := self._stream._parse_event(message):
+                        yield event
+
+    def close(self) -> None:
+        """Close the connection, unless all has been read."""
+        self._stream.close()
 
 
 # ---- what botocore asks
@@ -296,6 +312,7 @@ def take_over(client: Any) -> None:
     events.register(f"before-sign.{_SERVICE}", _before_sign, unique_id="haltline-before-sign")
     events.register_last(f"before-send.{_SERVICE}", _before_send, unique_id="haltline-before-send")  # others may add
     events.register(f"needs-retry.{_SERVICE}", _Retries(client), unique_id="haltline-needs-retry")
+    events.register(f"after-call.{_SERVICE}.ConverseStream", _after_call, unique_id="haltline-after-call")
 
 
 def _current_call() -> _Call | None:
@@ -319,6 +336,11 @@ def _before_sign(
 def _before_send(request: AWSPreparedRequest, **_: Any) -> AWSResponse | None:
     call = _current_call()
     return call.send(request) if call else None
+
+
+def _after_call(parsed: dict[str, Any], **_: Any) -> None:
+    if (call := _current_call()) and "stream" in parsed:
+        parsed["stream"] = _Events(parsed["stream"], call)
 
 
 class _Retries:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine, Generator
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Response
 
 from haltline import sse
+from haltline.events import Event
 from haltline.execution import Execution
 from haltline.inputs import (
     ArrivalOf,
@@ -85,6 +87,7 @@ class EventStreamResponse(Response):
         self.background = None
         self.body = b""
         self._execution, self._stop_on_disconnect = execution, stop_on_disconnect
+        self._begun: _Begun | None = None  # the sending of a frame that waits for a slow client
         # `connection: close`: nothing follows the closing frame, and the server says so on the wire.
         self.init_headers({**sse.HEADERS, "x-run-id": execution.run.run_id, "connection": "close"})
         del self.headers["content-length"]
@@ -94,24 +97,48 @@ class EventStreamResponse(Response):
 
         What is left to do after a closing frame needs a process that runs: on Lambda it is frozen with the response.
         """
-        stream, encoder = self._execution.stream, sse.Encoder()
+        stream, self._send, self._encoder = self._execution.stream, send, sse.Encoder()
         leaving = asyncio.create_task(self._notice_leaving(receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            closed = False
-            while not closed and not stream.left:
+            stream.pass_on = self._pass_on
+            over = False
+            while not over and not stream.left:
                 events = await stream.take(PING_AFTER)
-                closed = stream.closed and bool(events)
-                frames = b"".join(map(encoder.encode, events)) if events else sse.PING
-                if frames:
-                    await send({"type": "http.response.body", "body": frames, "more_body": True})
-            if closed:
+                over = stream.closed
+                frames = b"".join(map(self._encoder.encode, events))
+                if (begun := self._begun) is not None:
+                    self._begun = None
+                    await begun
+                elif not events and not over:
+                    frames = sse.PING
+                if frames and not stream.left:
+                    await send(_part(frames))
+            if over:
                 await asyncio.wait({self._execution.task})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await send(_part(b"", more=False))
         finally:
+            stream.pass_on = None
             leaving.cancel()
+            if self._begun is not None:
+                self._begun.close()
             if not stream.closed:
                 self._left()
+
+    def _pass_on(self, event: Event) -> None:
+        """Send an event in the step in which it is said. Where the client is slow, `__call__` goes on with it."""
+        if not (frames := self._encoder.encode(event)):
+            return
+        sending = self._send(_part(frames))
+        try:
+            waits_for = sending.send(None)
+        except StopIteration:
+            return
+        except Exception as error:
+            self._begun = _Begun(_failed(error), None)
+        else:
+            self._begun = _Begun(sending, waits_for)
+        self._execution.stream.wake()
 
     async def _notice_leaving(self, receive: Any) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -122,3 +149,30 @@ class EventStreamResponse(Response):
         self._execution.stream.leave()
         if self._stop_on_disconnect:
             self._execution.run.token.stop(StopReason.DISCONNECT)
+
+
+class _Begun:
+    """A coroutine that has run until it had to wait. Awaited, it goes on from there."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], waits_for: Any) -> None:
+        self._coroutine, self._waits_for = coroutine, waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        try:
+            yield self._waits_for
+        except BaseException:
+            self.close()
+            raise
+        yield from self._coroutine.__await__()
+
+    def close(self) -> None:
+        """Let it unwind where it waits."""
+        self._coroutine.close()
+
+
+async def _failed(error: Exception) -> None:
+    raise error
+
+
+def _part(body: bytes, *, more: bool = True) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": more}

@@ -23,7 +23,7 @@ TRIES = 3  # of a part whose gate is missed: others work on this machine, too
 
 
 def main() -> int:
-    """Returns the exit status: 1 where a gated bar is missed."""
+    """Returns the exit status: 1 where a gated bar is missed or a part failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
     parser.add_argument("--quick", action="store_true", help="small counts, under a minute")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
@@ -34,16 +34,21 @@ def main() -> int:
         figures = importlib.import_module(f"tests.bench.{options.part}").measure(options.quick)
         options.into.write_text(json.dumps([figure.as_json() for figure in figures]))
         return 0
-    began, figures = time.monotonic(), []
+    began, figures, failed = time.monotonic(), [], []
     for part in options.only:
-        figures += measured(part, quick=options.quick)
+        try:
+            figures += measured(part, quick=options.quick)
+        except subprocess.CalledProcessError:
+            failed.append(part)
     seconds = time.monotonic() - began
     print(table(figures))
     print(f"{len(figures)} figures in {seconds:.0f} s")
     if into := options.into:
         into.mkdir(parents=True, exist_ok=True)
         write(into, figures, seconds)
-    return int(any(f.missed and f.gated for f in figures))
+    if failed:
+        print(f"failed, see above: {', '.join(failed)}")
+    return int(bool(failed) or any(f.missed and f.gated for f in figures))
 
 
 def measured(part: str, *, quick: bool) -> list[Figure]:

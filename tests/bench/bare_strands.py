@@ -18,6 +18,7 @@ import uvicorn
 from botocore.config import Config
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
+from loguru import logger
 from pydantic import BaseModel
 from strands.models import BedrockModel
 
@@ -65,6 +66,7 @@ def make_app() -> FastAPI:
 
 
 if __name__ == "__main__":
+    logger.remove()  # a replica under LOG_LEVEL=WARNING is as quiet
     application = make_app()
     Collector(lambda: 1)
     uvicorn.run(

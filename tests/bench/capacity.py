@@ -8,6 +8,7 @@ model provider and the clients have the others.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from tests.bench.load import PACE, Load, provider
 from tests.stack import ROOT, clean_environment, free_port, running_stack
 
 LATE = 100.0  # ms
+WINDOW = 2.5  # seconds that a number of chats is looked at
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Carried:
 
     cpu_us: float = 0.0  # a token, while it is not busy
     busy_us: float = 0.0  # a token, at the most chats it carries
+    busy: float = 0.0  # the share of its core that takes
     chats: int = 0
     steps: dict[int, float] = field(default_factory=dict)  # chats to the 99th percentile of lateness in ms
 
@@ -81,33 +84,35 @@ async def _carried(command: list[str], directory: Path, quick: bool, **env: str)
 
 
 async def _find_most(load: Load, found: Carried, pid: int) -> None:
-    """More and more chats until they are too many, then halfway back twice."""
-    too_many, chats = 0, int(0.8 * PACE * 1e6 / found.cpu_us)
-    for _ in range(20):
+    """More and more chats, a tenth at a time in the end, until they are too many, twice in a row."""
+    chats, misses = int(PACE * 1e6 / found.cpu_us), 0
+    while misses < 2:
         if await _carries(load, chats, found, pid):
-            found.chats = chats
+            misses = 0
+            chats = int(chats * min(2.0, max(1.1, 0.95 / found.busy)))
         else:
-            too_many = chats
-        if too_many and too_many - found.chats <= found.chats * 0.05:
-            break
-        chats = (found.chats + too_many) // 2 if too_many else int(chats * 1.2)
+            misses += 1
+            chats = int(chats * 1.1)
 
 
 async def _carries(load: Load, chats: int, found: Carried, pid: int) -> bool:
-    load.shrink(chats)
-    await load.grow(chats)
-    for _ in range(6):  # until what starting them held up is made good
+    try:
+        await load.grow(chats)
+    except TimeoutError:  # it does not even let them in
+        found.steps[chats] = math.inf
+        return False
+    for _ in range(5):  # until what starting them held up is made good
         late, _ = await load.heard(0.5)
         if percentile(late, 0.99) <= LATE:
             break
-    for _ in range(2):  # twice, if need be: it may have been another's doing
-        before = _cpu(pid)
-        late, sent = await load.heard(2.5)
-        found.steps[chats] = percentile(late, 0.99)
-        if found.steps[chats] <= LATE and len(late) >= 0.95 * sent:
-            found.busy_us = (_cpu(pid) - before) / sent * 1e6
-            return True
-    return False
+    before = _cpu(pid)
+    late, sent = await load.heard(WINDOW)
+    found.steps[chats] = percentile(late, 0.99)
+    if found.steps[chats] > LATE or len(late) < 0.95 * sent:
+        return False
+    found.chats, used = chats, _cpu(pid) - before
+    found.busy, found.busy_us = used / WINDOW, used / sent * 1e6
+    return True
 
 
 @contextlib.contextmanager

@@ -122,18 +122,12 @@ class Load:
         self._names = itertools.count()
 
     async def grow(self, chats: int) -> None:
-        """Until there are so many chats, a few at a time."""
+        """Until there are so many chats, a few at a time. Raises: TimeoutError."""
         while len(self.clients) < chats:
-            some = [await self._begin() for _ in range(min(5, chats - len(self.clients)))]
+            some = [await self._begin() for _ in range(min(10, chats - len(self.clients)))]
             self.clients += some
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(5):
                 await asyncio.gather(*(client.begun for client in some))
-
-    def shrink(self, chats: int) -> None:
-        """Until there are no more chats than that: the others hang up."""
-        for client in self.clients[chats:]:
-            client.transport.abort()
-        del self.clients[chats:]
 
     async def _begin(self) -> Client:
         body = json.dumps({"message": "Tell me."}).encode()
@@ -155,7 +149,9 @@ class Load:
 
     def leave(self) -> None:
         """All hang up."""
-        self.shrink(0)
+        for client in self.clients:
+            client.transport.abort()
+        self.clients.clear()
 
 
 @asynccontextmanager

@@ -75,7 +75,7 @@ async def _carried(command: list[str], directory: Path, quick: bool, **env: str)
             await load.grow(60)
             await load.heard(1)
             before = _cpu(pid)
-            _, sent = await load.heard(2.0)
+            _, sent = await load.heard(1.0 if quick else 2.0)
             found.cpu_us = (_cpu(pid) - before) / sent * 1e6
             if not quick:
                 await _find_most(load, found, pid)

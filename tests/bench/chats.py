@@ -82,11 +82,13 @@ def make_agent(model: Model, **more: Any) -> Agent:
 
 
 async def _long(directory: Path, messages: int, quick: bool) -> list[Figure]:
+    first = await LongChat.of(messages)
+    if quick:
+        return await _in_files(directory, first, rounds=8)
     with _moto_apart() as environment:
-        first = await LongChat.of(messages)
-        figures = await _in_files(directory, first, rounds=8 if quick else 40)
+        figures = await _in_files(directory, first, rounds=40)
         os.environ.update(environment())
-        return [*figures, *await _in_s3(first, rounds=6 if quick else 30, theirs=2 if quick else 3)]
+        return [*figures, *await _in_s3(first, rounds=20, theirs=2)]
 
 
 async def _in_files(directory: Path, first: LongChat, rounds: int) -> list[Figure]:

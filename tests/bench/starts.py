@@ -36,7 +36,7 @@ def measure(quick: bool) -> list[Figure]:
         directory = Path(name)
         bus = f"redis://127.0.0.1:{free_port()}"  # a function connects to none before it is asked something
         function = cold_start.environment(cold_start.layers(), bus, directory / "sessions")
-        for n in range(1 if quick else 3):
+        for n in range(1 if quick else 2):
             take_turns([start for pair in pairs.values() for start in pair], 1 if quick else 2, function, directory)
             for model in models:
                 seconds[model].append(_serves_after(model, directory / f"{model}{n}"))

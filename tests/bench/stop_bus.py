@@ -38,7 +38,7 @@ WARM = 5
 
 def measure(quick: bool) -> list[Figure]:
     """p50 and p99."""
-    chats, samples = (40, 40) if quick else (200, 200)
+    chats, samples = (40, 30) if quick else (200, 200)
     with tempfile.TemporaryDirectory() as directory:
         into = Path(directory)
         logger.remove()

@@ -166,10 +166,12 @@ class Talk:
 
 
 @contextmanager
-def collected_as_in_a_replica(runner: Runner) -> Iterator[None]:
+def collected_as_in_a_replica(runner: Runner | None = None) -> Iterator[None]:
     """The garbage collector's pauses are part of what is measured, so they are those of a replica."""
     before = gc.get_threshold()
-    runner.on_ended = Collector(lambda: runner.live_count).run_ended
+    collector = Collector(lambda: runner.live_count if runner else 0)
+    if runner:
+        runner.on_ended = collector.run_ended
     try:
         yield
     finally:

@@ -471,6 +471,25 @@ async def test_a_store_that_fails_at_the_end(bench: Bench) -> None:
     assert await bench.transcript() == [("user", "hello", False, "")]
 
 
+async def test_a_run_that_could_not_be_saved_ends_after_it_was_listed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would come back into the list when its chat is deleted right after."""
+    listed, put = asyncio.Event(), ChatIndex.put
+
+    async def late(*args: Any, **how: Any) -> float:
+        await listed.wait()
+        return await put(*args, **how)
+
+    monkeypatch.setattr(ChatIndex, "put", late)
+    execution = await bench.running("Hello")
+    bench.store.broken = True
+    bench.agents.end()
+    assert await execution.ended(0.2) is None
+    listed.set()
+    assert isinstance((await rest(execution))[-1], Failed)
+
+
 async def test_a_run_that_a_deletion_stopped_is_written_all_the_same(bench: Bench) -> None:
     """The deletion may fail yet; it deletes the chat after the run's end."""
     execution = await bench.running("Hel")

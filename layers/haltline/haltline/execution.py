@@ -229,6 +229,8 @@ class Execution:
                 "chat_id=<{}> run_id=<{}> error=<{}> | the answer was not saved", run.chat_id, run.run_id, failure
             )
             saved, frame = False, Failed(f"The answer could not be saved: {failure}.")
+        if self._listing is not None:  # also where nothing was saved: after END the chat may be deleted
+            await asyncio.wait({self._listing})
         receipt = Receipt(run.run_id, outcome, reason, halted_ms, closed_ms, saved)
         try:
             if not await self._deps.bus.end(run, receipt):

@@ -428,6 +428,37 @@ async def test_a_store_that_fails_at_the_opening(bench: Bench) -> None:
     assert await rest(following) == [Done()]
 
 
+async def test_a_store_that_fails_at_the_opening_is_told_though_the_agent_is_still_being_made(bench: Bench) -> None:
+    bench.agents.may_make.clear()
+    bench.store.free.clear()
+    bench.store.broken = True
+    execution = await bench.start()
+    await soon(bench.agents.making)
+    bench.store.free.set()
+    assert isinstance((await rest(execution))[-1], Failed)
+    assert not bench.agents.made
+
+
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit, asyncio.CancelledError])
+async def test_an_agent_that_cannot_be_made_is_told_after_the_message_was_saved(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    async def make() -> Any:
+        raise error
+
+    monkeypatch.setattr(bench.agents, "make", make)
+    bench.store.free.clear()
+    execution = await bench.start()
+    await soon(bench.store.saving)
+    bench.store.saving.clear()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await bench.store.saving.wait()  # the closing write's
+    bench.store.free.set()
+    assert isinstance((await rest(execution))[-1], Failed)
+    assert [role for role, *_ in await bench.transcript()] == ["user", "assistant"]
+
+
 async def test_a_store_that_fails_at_the_end(bench: Bench) -> None:
     execution = await bench.running("Hello")
     bench.store.broken = True
@@ -438,6 +469,25 @@ async def test_a_store_that_fails_at_the_end(bench: Bench) -> None:
     assert not receipt.saved
     bench.store.broken = False
     assert await bench.transcript() == [("user", "hello", False, "")]
+
+
+async def test_a_run_that_could_not_be_saved_ends_after_it_was_listed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would come back into the list when its chat is deleted right after."""
+    listed, put = asyncio.Event(), ChatIndex.put
+
+    async def late(*args: Any, **how: Any) -> float:
+        await listed.wait()
+        return await put(*args, **how)
+
+    monkeypatch.setattr(ChatIndex, "put", late)
+    execution = await bench.running("Hello")
+    bench.store.broken = True
+    bench.agents.end()
+    assert await execution.ended(0.2) is None
+    listed.set()
+    assert isinstance((await rest(execution))[-1], Failed)
 
 
 async def test_a_run_that_a_deletion_stopped_is_written_all_the_same(bench: Bench) -> None:

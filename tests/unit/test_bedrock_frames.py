@@ -14,8 +14,9 @@ from botocore.eventstream import ChecksumMismatch, EventStreamBuffer
 from haltline.bedrock_frames import Frames
 
 
-def frame(kind: str, payload: Any, about: str = "event-type") -> bytes:
-    names = {f":{about}": kind, ":content-type": "application/json", ":message-type": about.partition("-")[0]}
+def frame(name: str, payload: Any, about: str = "event-type", kind: str = "") -> bytes:
+    kind = kind or about.partition("-")[0]
+    names = {f":{about}": name, ":content-type": "application/json", ":message-type": kind}
     headers = b"".join(
         struct.pack("!B", len(name)) + name.encode() + struct.pack("!BH", 7, len(value)) + value.encode()
         for name, value in names.items()
@@ -113,6 +114,10 @@ def said(parts: list[Any]) -> list[str]:
         frame("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": 1}}),
         frame("contentBlockDelta", {"contentBlockIndex": 0, "delta": "x"}),
         frame("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "x"}, "new": 1}),
+        frame("contentBlockDelta", {"contentBlockIndex": None, "delta": {"text": "x"}}),
+        frame("contentBlockDelta", json.dumps({"delta": {"text": "x"}}).encode("utf-16")),
+        frame("contentBlockDelta", b'{"delta": {"text": "\xed\xa0\x80"}}'),
+        frame("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "x"}}, kind="error"),
         frame("contentBlockDeltaNew", {"contentBlockIndex": 0, "delta": {"text": "x"}}),
     ],
 )
@@ -122,7 +127,7 @@ def test_what_is_no_plain_text_is_left_to_botocore(odd: bytes) -> None:
     assert others == [odd, odd]
 
 
-@pytest.mark.parametrize("at", [3, 9, 40, -20, -1])
+@pytest.mark.parametrize("at", [0, 1, 3, 9, 40, -20, -1])
 def test_a_broken_frame_is_left_for_botocore_to_refuse(at: int) -> None:
     broken = bytearray(text("a "))
     broken[at] ^= 1

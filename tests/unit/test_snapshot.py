@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from strands import Agent
+from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.types.session import encode_bytes_values
 
 from haltline.agent import AgentTurn
@@ -38,3 +40,22 @@ def test_a_snapshot_is_what_strands_would_write() -> None:
     agent = Agent(model=ScriptedModel(), messages=HISTORY, state={"n": 1})
     theirs = encode_bytes_values(agent.take_snapshot(preset="session", exclude=["interrupt_state"]).data)
     assert json.loads(turn_of(agent).snapshot("", complete=True))["data"] == theirs
+
+
+class Counting(SlidingWindowConversationManager):
+    """One that looks at its agent's history as it is restored, which Strands restores first."""
+
+    agent: Agent
+    found = 0
+
+    def restore_from_session(self, state: dict[str, Any]) -> Any:
+        self.found = len(self.agent.messages)
+        return super().restore_from_session(state)
+
+
+def test_a_conversation_manager_is_restored_after_the_messages() -> None:
+    before = Agent(model=ScriptedModel(), messages=HISTORY, conversation_manager=Counting())
+    manager = Counting()
+    manager.agent = Agent(model=ScriptedModel(), conversation_manager=manager)
+    turn_of(manager.agent).restore(turn_of(before).snapshot("", complete=True), [])
+    assert manager.found == len(HISTORY)

@@ -79,14 +79,14 @@ class AgentTurn:
         """Give the agent what it knew at the end of its last turn, and the messages since then."""
         if snapshot is not None:
             kept = Snapshot.from_dict(_from_json(snapshot))
-            messages = kept.data.pop("messages", self._agent.messages)
+            # Nobody else's, so without Strands' copy, which takes longest of all; first, as a manager may look at them.
+            self._agent.messages = kept.data.pop("messages", self._agent.messages)
             try:
                 self._agent.load_snapshot(kept)
             except ValueError as error:  # the agent's conversation manager is another class than the one that was saved
                 logger.warning("error=<{}> | the conversation manager's state was dropped", error)
                 kept.data.pop("conversation_manager_state", None)
                 self._agent.load_snapshot(kept)
-            self._agent.messages = messages  # nobody else's, so without Strands' copy, which takes longest of all
         self._agent.messages.extend(unseen)  # type: ignore[arg-type]
 
     async def events(self, message: str, invocation_state: dict[str, Any]) -> AsyncGenerator[Text, None]:

@@ -19,7 +19,7 @@ from typing import Any
 _PRELUDE = struct.Struct("!III")  # length of the frame, length of its headers, checksum of both
 _SUM = struct.Struct("!I")
 _LEAST = _PRELUDE.size + _SUM.size
-_KIND = b"\x0b:event-type\x07\x00\x11contentBlockDelta"
+_HEADERS = (b"\x0b:event-type\x07\x00\x11contentBlockDelta", b"\x0d:message-type\x07\x00\x05event")
 _FIELDS = {"contentBlockIndex", "delta", "p"}  # p pads a frame, to hide how long its text is
 
 Event = dict[str, Any]
@@ -49,8 +49,9 @@ class Frames:
     def _whole(self, data: bytes) -> Iterator[bytes]:
         at = 0
         while len(data) - at >= _LEAST:
-            (length,) = _SUM.unpack_from(data, at)
-            if length < _LEAST:  # no frame: nothing can be told of what follows
+            length, _, checksum = _PRELUDE.unpack_from(data, at)
+            # No frame: nothing can be told of what follows, and a length that is wrong might be waited for to the end.
+            if length < _LEAST or zlib.crc32(data[at : at + 8]) != checksum:
                 yield data[at:]
                 return
             if at + length > len(data):
@@ -66,17 +67,16 @@ def _block(event: Event) -> Any:
 
 def _text_in(frame: bytes) -> Event | None:
     """The event as botocore would give it; None where it is not one of plain text."""
-    _, size, checksum = _PRELUDE.unpack_from(frame)
-    body = _PRELUDE.size + size
-    if frame.find(_KIND, _PRELUDE.size, body) < 0 or zlib.crc32(frame[:8]) != checksum:
+    body = _PRELUDE.size + _PRELUDE.unpack_from(frame)[1]
+    if any(frame.find(header, _PRELUDE.size, body) < 0 for header in _HEADERS):
         return None
     if zlib.crc32(frame[: -_SUM.size]) != _SUM.unpack_from(frame, len(frame) - _SUM.size)[0]:
         return None
     try:
-        said: Any = json.loads(frame[body : -_SUM.size])
+        said: Any = json.loads(frame[body : -_SUM.size].decode())  # of bytes alone it would take other encodings, too
     except ValueError:
         return None
-    if not isinstance(said, dict) or not said.keys() <= _FIELDS:
+    if not isinstance(said, dict) or not said.keys() <= _FIELDS or None in said.values():
         return None
     delta = said.get("delta")
     if not isinstance(delta, dict) or delta.keys() != {"text"} or not isinstance(delta["text"], str):

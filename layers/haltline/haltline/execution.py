@@ -81,6 +81,7 @@ class Execution:
         deadline = loop.call_at(until, run.token.stop, StopReason.DEADLINE)
         opening = asyncio.create_task(self._open())
         answer = asyncio.create_task(self._answer(opening))
+        opening.add_done_callback(lambda _: answer.cancel() if _error_of(opening) else None)  # whatever it waits for
         gate = loop.create_future()
 
         def halt() -> None:
@@ -102,7 +103,7 @@ class Execution:
             if run.token.stopped and not self._complete:
                 self.receipt = await self._halted(answer, opening)
             else:
-                self.receipt = await self._ended(_error_of(answer))
+                self.receipt = await self._ended(_error_of(opening) or _error_of(answer))
         except Exception as error:
             logger.exception("chat_id=<{}> run_id=<{}> | the end of the run failed", run.chat_id, run.run_id)
             self.receipt = Receipt(run.run_id, Outcome.LOST, saved=False)
@@ -131,8 +132,9 @@ class Execution:
         run = self.run
         try:
             turn = await self._deps.agents.make()  # while the message is being saved
-        except Exception:
-            await asyncio.shield(opening)
+        except BaseException:  # or the closing write would not wait for the opening one
+            if not run.token.stopped:
+                await asyncio.shield(opening)
             raise
         await asyncio.shield(opening)
         turn.restore(self._document.snapshot, self._document.unseen)
@@ -227,6 +229,8 @@ class Execution:
                 "chat_id=<{}> run_id=<{}> error=<{}> | the answer was not saved", run.chat_id, run.run_id, failure
             )
             saved, frame = False, Failed(f"The answer could not be saved: {failure}.")
+        if self._listing is not None:  # also where nothing was saved: after END the chat may be deleted
+            await asyncio.wait({self._listing})
         receipt = Receipt(run.run_id, outcome, reason, halted_ms, closed_ms, saved)
         try:
             if not await self._deps.bus.end(run, receipt):

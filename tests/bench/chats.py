@@ -143,9 +143,7 @@ def _kept(
             more |= {f"{part}_p50": percentile(chat.times[part], 0.5) for part in ("snapshot", "open")}
         why = f"{bare_name} of as many bytes took {least:.1f} ms of it" if ours > BAR else ""
         if why and verb == "save":
-            why += f", the snapshot {more['snapshot_p50']:.1f} ms; the rest is JSON" + (
-                ", which is read once more to compare the version" if where == "files" else ""
-            )
+            why += f", the snapshot {more['snapshot_p50']:.1f} ms; the rest is JSON"
         what = f"{verb} a chat of {len(chat.document.messages)} messages, {where}"
         figures.append(Figure(what, "ms", ours, beside, bar=f"<= {BAR} ms", met=ours <= BAR, why=why, more=more))
     return figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from matplotlib import pyplot as plt
 
 from tests.bench.figures import Figure, shown
 
-OURS, OTHERS = "#1f6f5c", "#b9bec4"
+OURS, OTHERS, MISSED = "#1f6f5c", "#b9bec4", "#a33"
 
 
 def draw(figures: Sequence[Figure], into: Path) -> None:
@@ -31,7 +32,8 @@ def draw(figures: Sequence[Figure], into: Path) -> None:
         axes.barh(places, list(bars.values()), color=[OURS, *[OTHERS] * len(f.beside)], height=0.7)
         axes.set_yticks(places, list(bars), fontsize=7)
         axes.invert_yaxis()
-        axes.set_title(f"{f.what}, {f.unit}", fontsize=8, loc="left")
+        title = f"{f.what}{f', {f.unit}' if f.unit else ''}{' (bar missed)' if f.missed else ''}"
+        axes.set_title(textwrap.fill(title, 56), fontsize=8, loc="left", color=MISSED if f.missed else "black")
         axes.set_xticks([])
         axes.margins(x=0.18)
         axes.spines[["top", "right", "bottom"]].set_visible(False)

@@ -461,3 +461,35 @@ async def test_a_chat_that_cannot_be_read_can_be_deleted(disk: FileChatStore, di
     await disk.delete(ChatDocument(chat_id="trip", version=UNREADABLE))
     await disk.save(chat("trip", "anew"))
     assert texts(await disk.load("trip")) == ["anew"]
+
+
+# ---- a save that need not read what it replaces
+
+
+async def test_a_save_reads_nothing_of_a_file_that_is_still_the_one_it_knows(
+    disk: FileChatStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await disk.save(chat("trip", "Hello"))
+    document = await disk.load("trip")
+    monkeypatch.setattr("haltline.chats.document_of", None)
+    for text in ("one", "two"):
+        document.append("user", text, RUN)
+        await disk.save(document)
+    monkeypatch.undo()
+    assert texts(await disk.load("trip")) == ["Hello", "one", "two"]
+
+
+@pytest.mark.parametrize("size", ["the same", "another"])
+async def test_a_file_that_only_looks_like_it_is_another(disk: FileChatStore, directory: Path, size: str) -> None:
+    """Written by another in the same place, at the same time as far as its file tells."""
+    await disk.save(chat("trip", "Hello"))
+    mine = await disk.load("trip")
+    (path,) = directory.glob("*.json")
+    about, theirs = path.stat(), await disk.load("trip")
+    theirs.version += 1
+    body = theirs.model_dump_json().replace("Hello", "World" if size == "the same" else "Hello, world")
+    path.write_text(body)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    with pytest.raises(VersionConflict):
+        await disk.save(mine)
+    assert texts(await disk.load("trip")) == ["World" if size == "the same" else "Hello, world"]

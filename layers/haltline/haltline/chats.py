@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NotRequired, Protocol
+from typing import IO, Any, NotRequired, Protocol
 
 from anyio import to_thread
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
@@ -47,6 +47,7 @@ class ChatDocument(BaseModel):
     snapshot: str | None = None  # the agent's own, as JSON text: only the agent reads it
     unseen: list[dict[str, Any]] = Field(default_factory=list)  # messages since then, of turns whose agent never ran
     _etag: str = PrivateAttr("")  # what S3 knows this version by; only its store sets and reads it
+    _file: Any = PrivateAttr(None)  # what tells the file of this version from others, for the store of files
 
     def append(self, role: str, text: str, run_id: str, **marks: Any) -> None:
         """Add a line to the transcript; `marks` that are false or None are left out."""
@@ -153,7 +154,11 @@ class FileChatStore(ThreadedStore):
     def _load(self, chat_id: str) -> ChatDocument:
         path = self._path(chat_id)
         try:
-            return document_of(path.read_bytes())
+            with path.open("rb") as file:
+                known_by = _known_by(file)
+                document = document_of(file.read())
+                document._file = known_by
+                return document
         except FileNotFoundError:
             return ChatDocument(chat_id=chat_id)
         except (OSError, ValueError, ValidationError) as error:
@@ -162,7 +167,7 @@ class FileChatStore(ThreadedStore):
     def _save(self, document: ChatDocument) -> None:
         path = self._path(document.chat_id)
         with self._locked(path):
-            if self._load(document.chat_id).version != document.version:
+            if not self._is_still(path, document) and self._load(document.chat_id).version != document.version:
                 raise VersionConflict(document.chat_id)
             version = document.next_version()
             fresh = path.with_suffix(".tmp")
@@ -171,11 +176,24 @@ class FileChatStore(ThreadedStore):
                     out.write(to_json(document.model_copy(update={"version": version})))
                     out.flush()
                     os.fsync(out.fileno())
+                    known_by = _known_by(out)
                 fresh.replace(path)
             except BaseException:
                 fresh.unlink(missing_ok=True)
                 raise
-            document.version = version
+            document.version, document._file = version, known_by
+
+    def _is_still(self, path: Path, document: ChatDocument) -> bool:
+        """Whether the file is the one that was read or written, told without reading all of it once more."""
+        if document._file is None:
+            return False
+        try:
+            with path.open("rb") as file:
+                # An inode's number comes again; the version never does.
+                same = _known_by(file) == document._file
+                return same and file.read(64).startswith(b'{"version":%d,' % document.version)
+        except OSError:
+            return False
 
     def _delete(self, document: ChatDocument) -> None:
         path = self._path(document.chat_id)
@@ -216,3 +234,8 @@ class FileChatStore(ThreadedStore):
                 yield
         except OSError as error:
             raise ChatStoreError(f"the session store cannot be written: {error.strerror or error}") from error
+
+
+def _known_by(file: IO[bytes]) -> tuple[int, int, int]:
+    about = os.fstat(file.fileno())
+    return about.st_ino, about.st_size, about.st_mtime_ns

@@ -33,7 +33,7 @@ def draw(figures: Sequence[Figure], into: Path) -> None:
         axes.set_yticks(places, list(bars), fontsize=7)
         axes.invert_yaxis()
         title = f"{f.what}{f', {f.unit}' if f.unit else ''}{' (bar missed)' if f.missed else ''}"
-        axes.set_title(textwrap.fill(title, 56), fontsize=8, loc="left", color=MISSED if f.missed else "black")
+        axes.set_title(textwrap.fill(title, 44), fontsize=8, loc="left", color=MISSED if f.missed else "black")
         axes.set_xticks([])
         axes.margins(x=0.18)
         axes.spines[["top", "right", "bottom"]].set_visible(False)

@@ -169,6 +169,7 @@ class Talk:
 def collected_as_in_a_replica(runner: Runner | None = None) -> Iterator[None]:
     """The garbage collector's pauses are part of what is measured, so they are those of a replica."""
     before = gc.get_threshold()
+    gc.collect()
     collector = Collector(lambda: runner.live_count if runner else 0)
     if runner:
         runner.on_ended = collector.run_ended

@@ -66,7 +66,6 @@ class Collector:
     def __init__(self, live_runs: Callable[[], int]) -> None:
         """What was imported until now stays, and is never looked at again."""
         self._live_runs, self._ended = live_runs, 0
-        gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 10, 1_000)
         gc.enable()

@@ -22,7 +22,7 @@ from tests.stack import ROOT
 
 PARTS = ("stop_http", "stop_bus", "upstream", "commands", "capacity", "first_token", "chats", "memory", "starts")
 NO_TIMES = ("commands", "memory", "starts")
-TRIES = 3  # of a part whose gate is missed: others work on this machine, too
+TRIES = 3  # of a part that fails or whose gate is missed: others work on this machine, too
 
 
 def main() -> int:
@@ -65,15 +65,24 @@ def groups(parts: Sequence[str], *, quick: bool) -> list[list[str]]:
 
 
 def measured(part: str, *, quick: bool) -> list[Figure]:
-    """The figures of a part, measured in a fresh process; again where a gate is missed."""
-    for attempt in range(TRIES):
+    """The figures of a part, measured in a fresh process; again where it failed or a gate is missed.
+
+    Raises: CalledProcessError where it failed each time.
+    """
+    for attempt in range(1, TRIES + 1):
         began = time.monotonic()
-        figures = once(part, quick=quick)
+        try:
+            figures = once(part, quick=quick)
+        except subprocess.CalledProcessError:
+            print(f"{part}: try {attempt} of {TRIES} failed", file=sys.stderr)
+            if attempt == TRIES:
+                raise
+            continue
         print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr)
         missed = [f.what for f in figures if f.missed and f.gated]
         if not missed:
             break
-        print(f"{part}: try {attempt + 1} of {TRIES} missed: {'; '.join(missed)}", file=sys.stderr)
+        print(f"{part}: try {attempt} of {TRIES} missed: {'; '.join(missed)}", file=sys.stderr)
     return figures
 
 

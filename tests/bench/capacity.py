@@ -62,9 +62,17 @@ def measure(quick: bool) -> list[Figure]:
             {"bare Strands": bare.chats},
             ">= 1.5 x bare",
             ours.chats >= 1.5 * bare.chats,
+            why=" and ".join(map(_told, (("Haltline", ours), ("bare Strands", bare)))),
             more={"p99 lateness in ms by chats": {"Haltline": ours.steps, "bare Strands": bare.steps}},
         ),
     ]
+
+
+def _told(whose: tuple[str, Carried]) -> str:
+    """How near the next number of chats came."""
+    name, found = whose
+    chats, late = min((n, late) for n, late in found.steps.items() if n > found.chats)
+    return f"{name} was {late:.0f} ms late at {chats} chats"
 
 
 async def _carried(command: list[str], directory: Path, quick: bool, **env: str) -> Carried:

@@ -123,13 +123,6 @@ def environment(layers: Iterable[Path], redis_url: str, session_dir: Path) -> di
     }
 
 
-def keep_bytecode() -> None:
-    """For processes that this one starts: where the machine keeps none, each would compile all modules anew."""
-    if sys.dont_write_bytecode:
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / "build" / "bytecode")
-
-
 def take_turns(starts: Sequence[Start], rounds: int, environment: dict[str, str], cwd: Path) -> None:
     """Start each so often, after a first time that does not count: it may have compiled something."""
     if not starts[0].times:

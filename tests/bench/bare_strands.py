@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -20,7 +19,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from loguru import logger
 from pydantic import BaseModel
-from strands.models import BedrockModel
+from strands.models import BedrockModel, Model
 
 from haltline.default_agent import make_agent
 from haltline.edge import Edge
@@ -35,10 +34,8 @@ class Message(BaseModel):
     message: str
 
 
-def make_app() -> FastAPI:
-    """The application."""
-    config = Config(max_pool_connections=CHATS)
-    model = BedrockModel(boto_session=boto3.Session(), boto_client_config=config, model_id="fake.model")
+def make_app(model: Model) -> FastAPI:
+    """The application over a model."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -67,9 +64,10 @@ def make_app() -> FastAPI:
 
 if __name__ == "__main__":
     logger.remove()  # a replica under LOG_LEVEL=WARNING is as quiet
-    application = make_app()
+    config = Config(max_pool_connections=CHATS)
+    bedrock = BedrockModel(boto_session=boto3.Session(), boto_client_config=config, model_id="fake.model")
+    application = make_app(bedrock)
     Collector(lambda: 1)
     uvicorn.run(
         application, port=int(os.environ["PORT"]), log_config=None, access_log=False, server_header=False, loop="auto"
     )
-    sys.exit(0)

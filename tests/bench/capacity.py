@@ -10,19 +10,20 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvloop
 
-from tests.bench.figures import Figure, percentile
+from tests.bench.figures import Figure
 from tests.bench.load import PACE, Load, provider
-from tests.stack import ROOT, clean_environment, free_port, running_stack
+from tests.stack import ROOT, Replica, clean_environment, free_port, running_stack
+from tests.stops.figures import percentile
 
 LATE = 100.0  # ms
 WINDOW = 2.5  # seconds that a number of chats is looked at
@@ -140,36 +141,24 @@ def _server(command: list[str], directory: Path, upstream: int, **env: str) -> I
         "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": f"http://127.0.0.1:{upstream}",
     }
     core = min(os.sched_getaffinity(0) ^ set(range(os.cpu_count() or 1)), default=0)
-    with (directory / f"{port}.log").open("w+") as log:
+    log = directory / f"{port}.log"
+    with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, *command],
             env={**clean_environment(), **settings, **env},
             cwd=directory,
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=out,
+            stderr=out,
         )
-        try:
-            _wait(process, port)
-            with contextlib.suppress(OSError):  # a machine with one core
-                os.sched_setaffinity(process.pid, {core})
-            yield process.pid, port
-        finally:
-            process.kill()
-            process.wait()
-            log.seek(0)
-            sys.stderr.write(log.read()[-2000:])
-
-
-def _wait(process: subprocess.Popen[bytes], port: int) -> None:
-    import socket
-
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.05)  # a foreign process gives no event to wait for
-    raise RuntimeError("the server does not serve")
+    server = Replica(command[-1], port, log, process)
+    try:
+        server.wait_until_live()
+        with contextlib.suppress(OSError):  # a machine with one core
+            os.sched_setaffinity(process.pid, {core})
+        yield process.pid, port
+    finally:
+        server.end(signal.SIGKILL)
 
 
 def _cpu(pid: int) -> float:

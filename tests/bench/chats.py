@@ -42,12 +42,12 @@ from haltline.models import make_model
 from haltline.redis_bus import RedisBus
 from haltline.settings import Settings
 from haltline.transcript import close_turn, open_turn
-from tests.bench.figures import Figure, percentile
-from tests.cold_start import keep_bytecode
+from tests.bench.figures import Figure
 from tests.contract.client import script
 from tests.moto import REGION
 from tests.stack import ROOT, running_stack
 from tests.stops.bench import collected_as_in_a_replica
+from tests.stops.figures import percentile
 
 Times = defaultdict[str, list[float]]  # milliseconds of each time
 
@@ -59,7 +59,6 @@ QUESTION = script(chunks=[ANSWER[:300], ANSWER[300:]], pace_ms=0)
 
 
 def measure(quick: bool) -> list[Figure]:
-    keep_bytecode()
     messages, sizes = (100, (100, 1000)) if quick else (500, (100, 1000, 10_000))
     with tempfile.TemporaryDirectory() as directory, collected_as_in_a_replica():
         return [

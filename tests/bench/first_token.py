@@ -11,7 +11,6 @@ A new chat and the second turn of a chat are told apart.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
 import tempfile
@@ -22,12 +21,14 @@ from time import monotonic, sleep
 from strands import Agent
 
 from haltline.default_agent import make_agent
-from tests.bench.figures import Figure, percentile
+from tests.bench.figures import Figure
+from tests.bench.live_chats import post
 from tests.bench.upstream import leading_to
 from tests.fake_bedrock import RunningFakeBedrock, running_fake_bedrock
 from tests.stack import Replica, running_stack
 from tests.stops.agents import stock
 from tests.stops.bench import new_name, script
+from tests.stops.figures import percentile
 
 NEW, LATER = "a new chat", "the second turn"
 OURS, BARE = "Haltline", "bare Strands"
@@ -77,16 +78,12 @@ def _of_the_model(fake: RunningFakeBedrock) -> dict[str, float]:
 
 def _ours(replica: Replica, chat: str, message: str) -> float:
     """Seconds to the first text. Reads to the end."""
-    body = json.dumps({"message": message}).encode()
-    head = (
-        f"POST /api/v1/chat/{chat} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
-    ).encode()
+    request = post(f"chat/{chat}", {"message": message})
     with socket.create_connection(("127.0.0.1", replica.port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sleep(0.005)  # the replica has accepted it
         read, began, first = b"", monotonic(), 0.0
-        connection.sendall(head + body)
+        connection.sendall(request)
         while data := connection.recv(65536):
             read += data
             if not first and b"\ndata: one" in read:

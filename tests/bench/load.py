@@ -10,42 +10,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import re
-import struct
 import time
-import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+
+from local.fake_bedrock import frames
+from tests.bench.live_chats import post
 
 PACE = 0.05  # seconds between two chunks of a chat: 20 tokens a second
 STAMP = re.compile(rb"\d{16}")
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/vnd.amazon.eventstream\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
-def frame(kind: str, payload: dict[str, Any]) -> bytes:
-    """One event of ConverseStream as a chunk of HTTP.
-
-    Source: https://docs.aws.amazon.com/AmazonS3/latest/API/RESTSelectObjectAppendix.html (the same encoding)
-    """
-    headers = b"".join(
-        struct.pack("!B", len(name)) + name + struct.pack("!BH", 7, len(value)) + value
-        for name, value in (
-            (b":event-type", kind.encode()),
-            (b":content-type", b"application/json"),
-            (b":message-type", b"event"),
-        )
-    )
-    body = json.dumps(payload, separators=(",", ":")).encode()
-    prelude = struct.pack("!II", 16 + len(headers) + len(body), len(headers))
-    message = prelude + struct.pack("!I", zlib.crc32(prelude)) + headers + body
-    message += struct.pack("!I", zlib.crc32(message))
-    return b"%x\r\n%b\r\n" % (len(message), message)
-
-
 def _now() -> int:
     return time.monotonic_ns() // 1000
+
+
+def _chunk(kind: str, payload: dict[str, Any]) -> bytes:
+    """An event of ConverseStream as a chunk of HTTP."""
+    message = frames.event(kind, payload)
+    return b"%x\r\n%b\r\n" % (len(message), message)
 
 
 class Provider(asyncio.Protocol):
@@ -64,14 +50,14 @@ class Provider(asyncio.Protocol):
         length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
         if length and len(body) >= int(length[1]):
             self._read = b""
-            self._transport.write(_HEAD + frame("messageStart", {"role": "assistant"}))
+            self._transport.write(_HEAD + _chunk("messageStart", {"role": "assistant"}))
             self._loop = asyncio.get_running_loop()
             self._due = self._loop.time()
             self._say()
 
     def _say(self) -> None:
         text = f"{_now():016d} "
-        self._transport.write(frame("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": text}}))
+        self._transport.write(_chunk("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": text}}))
         Provider.sent += 1
         self._due += PACE
         self._timer = self._loop.call_at(self._due, self._say)
@@ -130,13 +116,9 @@ class Load:
                 await asyncio.gather(*(client.begun for client in some))
 
     async def _begin(self) -> Client:
-        body = json.dumps({"message": "Tell me."}).encode()
-        request = (
-            f"POST /api/v1/chat/load-{next(self._names)}-{_now()} HTTP/1.1\r\nhost: load\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        ).encode()
+        request = post(f"chat/load-{next(self._names)}-{_now()}", {"message": "Tell me."})
         _, client = await asyncio.get_running_loop().create_connection(
-            lambda: Client(request + body, self.late), "127.0.0.1", self._port
+            lambda: Client(request, self.late), "127.0.0.1", self._port
         )
         return client
 

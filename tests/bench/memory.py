@@ -22,13 +22,10 @@ from pathlib import Path
 from statistics import linear_regression, median
 
 from fastapi import FastAPI
-from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 
-from haltline.default_agent import make_agent
 from haltline.scripted import ScriptedModel
+from tests.bench import bare_strands
 from tests.bench.figures import Figure
-from tests.cold_start import keep_bytecode
 from tests.contract.client import script
 from tests.stack import ROOT, Replica, clean_environment, free_port, running_stack
 
@@ -42,7 +39,6 @@ LONG = script(chunks=["tick "], repeat=3000, pace_ms=20)
 
 
 def measure(quick: bool) -> list[Figure]:
-    keep_bytecode()
     first, last, levels = (100, 300, (0, 50)) if quick else (1000, 5000, (0, 100, 200))
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -162,29 +158,9 @@ async def _sent(replica: Replica, path: str, message: str) -> AsyncIterator[asyn
 
 
 # ---- what it is beside
-class Message(BaseModel):
-    message: str
-
-
 def bare_app() -> FastAPI:
-    """The least that streams an agent's answer."""
-    app, model = FastAPI(), ScriptedModel()
-
-    @app.post("/api/v1/chat/{chat_id}")
-    async def chat(chat_id: str, body: Message) -> StreamingResponse:
-        async def events() -> AsyncIterator[str]:
-            async for event in make_agent(model).stream_async(body.message):
-                if "data" in event:
-                    yield f"data: {event['data']}\n\n"
-            yield "data: [DONE]\n\n"
-
-        return StreamingResponse(events(), media_type="text/event-stream")
-
-    @app.get("/live")
-    async def live() -> None:
-        pass
-
-    return app
+    """The least that streams the scripted model's answer."""
+    return bare_strands.make_app(ScriptedModel())
 
 
 @contextmanager

@@ -21,14 +21,13 @@ from statistics import median
 from local.model_server import find_model
 from tests import cold_start
 from tests.bench.figures import Figure
-from tests.cold_start import BAR, Start, keep_bytecode, take_turns
+from tests.cold_start import BAR, Start, take_turns
 from tests.stack import ROOT, clean_environment, free_port
 
 PATIENCE = 60  # seconds until a start counts as failed
 
 
 def measure(quick: bool) -> list[Figure]:
-    keep_bytecode()
     pairs = {"chat": cold_start.chat(), "control": cold_start.control()}
     models = ["scripted", *(["local"] if find_model() and not quick else [])]
     seconds: dict[str, list[float]] = {model: [] for model in models}

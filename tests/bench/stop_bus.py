@@ -22,11 +22,12 @@ from haltline.events import Closing
 from haltline.redis_connection import connect
 from haltline.runs import Arrival
 from haltline.settings import Settings
-from tests.bench.figures import Figure, percentile
+from tests.bench.figures import Figure
 from tests.bench.live_chats import AT_ONCE, SOON, TALKING
 from tests.bench.polling import EVERY, poll
 from tests.stack import ROOT, free_port
 from tests.stops.bench import Bench, benched_with, new_name
+from tests.stops.figures import percentile
 
 CHANNEL = "bare"
 WHY = (

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.bench import bare_shell, polling
-from tests.bench.figures import Figure, percentile
+from tests.bench.figures import Figure
 from tests.bench.live_chats import LiveChats, Replica
 from tests.bench.shell import serving
 from tests.stack import running_stack
+from tests.stops.figures import percentile
 
 AIMS = {60: (3.0, 12.0), 200: (6.0, 30.0)}  # live chats to p50 and p99 in ms
 TURNS = 2

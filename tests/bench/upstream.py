@@ -34,11 +34,12 @@ from strands import Agent
 from strands.models import Model
 
 from haltline.tasks import cancelled
-from tests.bench.figures import Figure, percentile
+from tests.bench.figures import Figure
 from tests.fake_bedrock import Line, RunningFakeBedrock, running_fake_bedrock
 from tests.stack import running_stack
 from tests.stops.agents import stock
 from tests.stops.bench import SOON, Bench, benched, new_name, script
+from tests.stops.figures import percentile
 
 CHATS = 25  # at once
 STOCK = 3  # stops of stock Strands in each phase and way
@@ -182,7 +183,7 @@ async def _ours(bench: Bench, phase: Phase) -> Stopper:
 
     async def stop() -> Stop:
         talk.events += await talk.execution.stream.take(0)
-        read = len(talk.events)
+        read = len(talk.text.split())  # a word a chunk, however many came in one piece
         return Stop(name, (await talk.halt()).stopped_at, read)
 
     return stop

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.bench.__main__ import NO_TIMES, PARTS, groups
-from tests.bench.figures import Figure, percentile, shown, table
+from tests.bench.figures import Figure, shown, table
 from tests.bench.picture import draw
+from tests.stops.figures import percentile
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ SAM := SAM_CLI_TELEMETRY=0 $(SAM_VENV)/bin/sam
 STAGE ?= dev
 HERE = $(shell uname -m | sed s/aarch64/arm64/)# the name that Lambda has for this machine's architecture
 
-.PHONY: help run test stops cluster bench bench-quick check format lock clean-venv lambda-adapter lambda layers sam-build sam-test sam-invoke deploy
+.PHONY: help run test stops faults cluster bench bench-quick check format lock clean-venv lambda-adapter lambda layers sam-build sam-test sam-invoke deploy
 .PHONY: start up stop down restart build clean logs logs-backend logs-nginx logs-redis status ps health shell redis redis-monitor stats e2e
 
 help: ## this list
@@ -35,6 +35,9 @@ test: $(VENV)/.dev ## every test that needs no AWS and no Docker
 
 stops: $(VENV)/.dev ## stops in every phase, at random moments and in every order, thousands of them, with the figures
 	STOPS_FULL=1 $(PY) -m pytest -n 0 --timeout 900 $(or $(ARGS),tests/stops tests/protocol)
+
+faults: $(VENV)/.dev ## what breaks in production, each many times at random moments; ten minutes of it
+	FAULTS_FULL=1 $(PY) -m pytest -n 2 --timeout 900 $(or $(ARGS),tests/faults)
 
 cluster: $(VENV)/.dev ## the signal bus on clusters of Redis and Valkey, with TLS and a user who may do what it needs and no more
 	$(PY) -m pytest -m cluster $(or $(ARGS),tests/integration)

@@ -236,9 +236,5 @@ BREAK: tuple[tuple[str, str, str], ...] = (
 NOT_BUILT: frozenset[str] = frozenset(
     {
         "version_stays",
-        "claim_deletes",
-        "claims_begun",
-        "idle_if_unread",
-        "outbox_gone",
     }
 )

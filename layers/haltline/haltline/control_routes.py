@@ -48,7 +48,7 @@ router = APIRouter(prefix="/api/v1")
     tags=["stop"],
     summary="Stop many chats",
     response_model=BulkStopAnswer,
-    responses=errors(413, 422, 503),
+    responses=errors(408, 413, 422, 503),
     openapi_extra=body_docs(BulkStopRequest),
 )
 async def stop_bulk(

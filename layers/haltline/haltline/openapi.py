@@ -117,6 +117,7 @@ class Detail(BaseModel):
 _ERRORS = {
     401: ("No valid credential.", "Not authenticated."),
     404: ("There is no such chat.", "There is no such chat."),
+    408: ("The body took too long.", "The body did not come within 60 s."),
     409: ("The chat has a live run.", "The chat has a live run. Stop it first, or send with ?if_running=stop."),
     413: ("The message is too large.", "The message is larger than 64 KiB of UTF-8."),
     422: (

@@ -16,6 +16,7 @@ from loguru import logger
 from uvicorn.config import STARTUP_FAILURE
 
 from haltline.app import create_app
+from haltline.protocol import protocol_of
 from haltline.resources import Resources
 from haltline.runner import UNWIND
 from haltline.settings import Settings, exit_with
@@ -39,6 +40,7 @@ def serve(fd: int | None, ready_fd: int | None) -> None:
     listener = socket.socket(fileno=fd) if fd is not None else listen(settings)
     config = uvicorn.Config(
         app,
+        http=protocol_of(settings.replica_name),
         log_config=None,
         access_log=False,
         server_header=False,

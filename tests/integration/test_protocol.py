@@ -106,6 +106,15 @@ async def test_a_head_without_an_end_is_refused(port: int, piece: bytes) -> None
     assert b'{"detail":"The head of the request is larger than 128 KiB."}' in said
 
 
+async def test_empty_lines_are_no_sign_of_a_request(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.1)
+    async with client(port) as one:
+        one.send(BEGUN + b"\r\n")
+        await one.until(b"0\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            await one.send_for_ever(b"\r\n", pause=0.02)
+
+
 async def test_a_large_head_is_served(port: int) -> None:
     async with client(port) as one:
         one.send(BEGUN + b"X-A: " + b"a" * (MAX_HEAD_BYTES // 2) + b"\r\nConnection: close\r\n\r\n")
@@ -122,11 +131,14 @@ async def test_what_trails_a_body_is_bounded_too(port: int) -> None:
         assert await one.rest() in (b"", b"\r\n"), "nothing may stand in an answer that has begun"
 
 
-async def test_an_answer_under_way_is_not_mixed_with_that_to_what_follows_it(port: int) -> None:
+async def test_an_answer_under_way_is_not_mixed_with_that_to_what_follows_it(app: App, port: int) -> None:
     async with client(port) as one:
         one.send(b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n")
         await one.until(b"begun ")
         one.send(b"BREW\r\n\r\n")
+        for _ in range(50):  # turns of the event loop that both sides share: it is read by then
+            await asyncio.sleep(0)
+        app.go_on.set()
         assert b"HTTP/1.1" not in await one.rest()
 
 

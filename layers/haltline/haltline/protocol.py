@@ -18,6 +18,10 @@ MAX_HEAD_BYTES = 128 * 1024  # of a head, of what trails a body, of what stands 
 HEAD_SECONDS = 15.0  # for a head; for the rest of a body whose request is answered already
 
 
+class Surplus(Exception):
+    """A client asked for more than one thing at a time."""
+
+
 class Protocol(HttpToolsProtocol):
     """One connection. `replica` is named in what is answered here, as in every answer."""
 
@@ -26,6 +30,7 @@ class Protocol(HttpToolsProtocol):
     _dropped = 0  # bytes of the body of a request that is answered
     _told = False
     _in_head = False
+    _surplus = False  # something came behind a request that is being answered: nothing is read any more
     _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -38,17 +43,33 @@ class Protocol(HttpToolsProtocol):
         self._waited()
         super().connection_lost(exc)
 
+    def eof_received(self) -> None:
+        """The client says no more: it has left. What it does not read would put that off for as long as it is there."""
+        if self._answering:
+            self.transport.abort()
+
     def data_received(self, data: bytes) -> None:
         """Read on, if all that came is of some use."""
+        if self._surplus:
+            return
         self._told = False
         super().data_received(data)
         self._unused = 0 if self._told else self._unused + len(data)
         if self._unused > MAX_HEAD_BYTES and not self.transport.is_closing():
             logger.info("bytes=<{}> | a head without an end was refused", self._unused)
             self._refuse(431, f"The head of the request is larger than {MAX_HEAD_BYTES // 1024} KiB.")
+        elif self._patience is None and not self._answering:
+            self._wait()  # empty lines between two requests: uvicorn's own patience begins anew with each
 
     def on_message_begin(self) -> None:
-        """The first byte of a head."""
+        """The first byte of a head.
+
+        Raises: Surplus, which ends the reading, behind a request that is being answered. Uvicorn would keep what comes
+        for later and read no more until then, and so not see its client leave. An answer may be a connection's last.
+        """
+        if self._answering:
+            self._surplus, self.cycle.keep_alive = True, False
+            raise Surplus
         self._in_head = True
         super().on_message_begin()
         self._wait()
@@ -83,7 +104,12 @@ class Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """As the API answers."""
-        self._refuse(400, "The request cannot be read.")
+        if not self._surplus:
+            self._refuse(400, "The request cannot be read.")
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _refuse(self, status: int, detail: str) -> None:
         if not self._answers_another():

@@ -16,6 +16,7 @@ from loguru import logger
 from uvicorn.config import STARTUP_FAILURE
 
 from haltline.app import create_app
+from haltline.connections import set_patience
 from haltline.protocol import protocol_of
 from haltline.resources import Resources
 from haltline.runner import UNWIND
@@ -38,6 +39,7 @@ def serve(fd: int | None, ready_fd: int | None) -> None:
     if (runs := resources.runs) is not None:
         runs.on_ended = Collector(lambda: runs.live_count).run_ended
     listener = socket.socket(fileno=fd) if fd is not None else listen(settings)
+    set_patience(listener)
     config = uvicorn.Config(
         app,
         http=protocol_of(settings.replica_name),

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import shutil
 import socket
 import struct
@@ -21,7 +22,7 @@ from strands import Agent
 from strands.models import Model
 
 from tests.contract.agents import work_async, work_in_a_thread
-from tests.fake_bedrock import RunningFakeBedrock
+from tests.stack import Replica
 
 CLONE_NEWNET = 0x40000000
 
@@ -31,14 +32,14 @@ def make(model: Model) -> Agent:
     return Agent(model=model, tools=[work_async, work_in_a_thread], callback_handler=None)
 
 
-def over_bedrock(fake: RunningFakeBedrock, directory: Path) -> dict[str, str]:
-    """Settings of a replica whose model is the fake Bedrock, and whose agent is the one above."""
+def over_bedrock(url: str, directory: Path) -> dict[str, str]:
+    """Settings of a replica whose model is Bedrock at this address, and whose agent is the one above."""
     return {
         "AGENT": "tests.faults.leaving:make",
         "MODEL_PROVIDER": "bedrock",
         "BEDROCK_MODEL_ID": "amazon.nova-lite-v1:0",
         "AWS_REGION": "us-west-2",
-        "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": fake.url,
+        "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": url,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -111,6 +112,12 @@ def unsent(client: socket.socket, server: Host | None = None) -> int:
         return 0
 
     return int(server.do(there)) if server else there()
+
+
+def resident(replica: Replica) -> int:
+    """Bytes of the replica's memory that are in use."""
+    pages = int(Path(f"/proc/{replica.process.pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 # ---- hosts of our own

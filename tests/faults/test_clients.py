@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,6 +31,7 @@ from tests.faults.leaving import (
     connect,
     over_bedrock,
     read_until,
+    resident,
     two_hosts,
     unsent,
     why_no_hosts,
@@ -64,7 +64,7 @@ class Street:
 def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
     directory = Path(tmp_path_factory.mktemp("clients"))
     with running_fake_bedrock(directory / "bedrock") as fake, running_stack(directory, replicas=0) as stack:
-        one = stack.add_replica(module="tests.faults.impatient", **over_bedrock(fake, directory))
+        one = stack.add_replica(module="tests.faults.impatient", **over_bedrock(fake.url, directory))
         one.wait_until_live(60)
         yield Street(stack, fake, one, directory)
 
@@ -85,7 +85,7 @@ def stock(street: Street) -> Iterator[Stock]:
         listener = link.listen()
         fd, port = listener.fileno(), listener.getsockname()[1]
         replica = street.stack.add_replica(
-            "--fd", str(fd), pass_fds=[fd], **over_bedrock(street.fake, street.directory)
+            "--fd", str(fd), pass_fds=[fd], **over_bedrock(street.fake.url, street.directory)
         )
         listener.close()
         with link.connect(port) as client:
@@ -282,12 +282,6 @@ async def test_who_reads_nothing_costs_bounded_memory_and_is_stopped_at_once(
         print(f"{held / MEBIBYTE:.2f} MiB a stream held up")
 
 
-def resident(replica: Replica) -> int:
-    """Bytes of the replica's memory that are in use."""
-    pages = int(Path(f"/proc/{replica.process.pid}/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
-
-
 @long
 @pytest.mark.timeout(120)
 async def test_who_reads_a_byte_a_second_is_waited_for(street: Street, stock: Stock, bus: redis.Redis) -> None:
@@ -371,7 +365,7 @@ async def test_a_request_that_never_ends_is_given_up_as_shipped(patient: Replica
 @pytest.fixture(scope="module")
 def patient(street: Street) -> Replica:
     """A replica as it is shipped, but for ON_DISCONNECT."""
-    settings = over_bedrock(street.fake, street.directory) | {"ON_DISCONNECT": "continue"}
+    settings = over_bedrock(street.fake.url, street.directory) | {"ON_DISCONNECT": "continue"}
     replica = street.stack.add_replica(**settings)
     replica.wait_until_live(60)
     return replica

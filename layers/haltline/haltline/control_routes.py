@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, HTTPException, Query
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from loguru import logger
 
@@ -38,6 +39,7 @@ from haltline.runs import Outcome, Receipt, Run, StopReason, new_run_id
 from haltline.signals import BusUnavailable
 from haltline.stopping import stop_chat, stop_many
 from haltline.taking import ChatBusy, take_chat
+from haltline.turns import client_of
 
 router = APIRouter(prefix="/api/v1")
 
@@ -55,10 +57,12 @@ async def stop_bulk(
     body: Annotated[BulkStopRequest, Depends(read_bulk_stop_request)],
     arrival: ArrivalOf,
     resources: ResourcesOf,
+    request: Request,
     wait: Wait = None,
 ) -> BulkStopAnswer:
     """Stop 1 to 1,000 chats. One verdict a chat, in the order asked; 503 when none could be stored."""
-    results = await stop_many(resources, body.chat_ids, arrival, wait=wait)
+    turn = partial(resources.bulk_turns.wait, client_of(request.scope))
+    results = await stop_many(resources, body.chat_ids, arrival, wait=wait, turn=turn)
     if all(r.status == "failed" for r in results):
         raise BusUnavailable("no stop could be stored")
     failed = sum(r.status in ("failed", "unconfirmed") for r in results)

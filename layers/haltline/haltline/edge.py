@@ -1,4 +1,7 @@
-"""The outermost layer of the app: marks when a request was read, names the replica in every answer, logs it."""
+"""The outermost layer of the app: marks when a request was read, names the replica in every answer, logs it.
+
+Of one client it lets only so many stops through (see `turns`).
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,14 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from haltline.inputs import mark_read
+from haltline.turns import Turns, client_of
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+# Each takes a millisecond and more of one core: a client that does nothing but stop has a quarter of a replica.
+STOP_EVERY, STOPS_AT_ONCE, STOPS_WAITING = 0.005, 10, 1000
 _QUIET = ("/live", "/health", "/api/v1/health", "/metrics")
 
 
@@ -22,7 +28,7 @@ class Edge:
     """Pure ASGI, so that a stream passes without a copy."""
 
     def __init__(self, app: ASGIApp, replica: str) -> None:
-        self._app = app
+        self._app, self._turns = app, Turns(STOP_EVERY, STOPS_AT_ONCE, STOPS_WAITING)
         self._headers = [(b"x-replica", replica.encode()), (b"x-content-type-options", b"nosniff")]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,7 +47,10 @@ class Edge:
             await send(message)
 
         try:
-            await self._app(scope, receive, named)
+            if _stops(scope) and not await self._turns.wait(client_of(scope)):
+                await _too_many(scope, receive, named)
+            else:
+                await self._app(scope, receive, named)
         except Exception:
             # Caught here and not by Starlette's outermost layer, whose answer would not name the replica.
             logger.exception("method=<{}> path=<{}> | request failed", *_what(scope))
@@ -53,6 +62,10 @@ class Edge:
             logger.log(level, "method=<{}> path=<{}> status=<{}> ms=<{:.1f}> | request", *_what(scope), status, ms)
 
 
+def _stops(scope: Scope) -> bool:
+    return scope["method"] == "POST" and str(scope["path"]).startswith("/api/v1/stop/")
+
+
 def _what(scope: Scope) -> tuple[Any, str]:
     # Escaped: a path may hold line ends, and a log line must stay one line.
     return scope["method"], scope["path"].encode("unicode_escape").decode()[:200]
@@ -62,3 +75,8 @@ async def _internal_error(scope: Scope, receive: Receive, send: Send) -> None:
     await JSONResponse({"detail": "Internal server error. The log of this replica has the details."}, 500)(
         scope, receive, send
     )
+
+
+async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
+    detail = "Too many stops of one client wait here. This one was not stored; try again."
+    await JSONResponse({"detail": detail}, 429, {"Retry-After": "1"})(scope, receive, send)

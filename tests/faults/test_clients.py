@@ -282,27 +282,6 @@ async def test_who_reads_nothing_costs_bounded_memory_and_is_stopped_at_once(
         print(f"{held / MEBIBYTE:.2f} MiB a stream held up")
 
 
-@long
-@pytest.mark.timeout(120)
-async def test_who_reads_a_byte_a_second_is_waited_for(street: Street, stock: Stock, bus: redis.Redis) -> None:
-    """Its run is held up and goes on when it reads; who has no room for anything new for TAKES_NOTHING has left."""
-    chat = new_chat("byte")
-    client = await held_up(street, chat, lambda: stock.link.connect(stock.port, receive_buffer=4096), stock.link.server)
-    with client:
-        since = time.monotonic()
-        while time.monotonic() - since < TAKES_NOTHING / 2:
-            assert client.recv(1)
-            await asyncio.sleep(1)
-            assert not await last_of(bus, chat), "it has not left"
-        for _ in range(100):  # megabytes: it goes on
-            await asyncio.to_thread(client.recv, 65536)
-        assert not await last_of(bus, chat)
-        stalled_at = time.monotonic()
-        receipt = await receipt_of(bus, chat, TAKES_NOTHING + 20)
-        assert receipt["reason"] == "disconnect"
-        assert time.monotonic() - stalled_at > TAKES_NOTHING * 0.8
-
-
 # ---- who never finishes what it says
 CHAT = b"POST /api/v1/chat/never HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 UNFINISHED = {
@@ -351,16 +330,6 @@ async def test_a_request_that_never_ends_is_given_up(street: Street, http: httpx
     assert (await status_of(http, street.one, "never"))["status"] == "new"
 
 
-@long
-@pytest.mark.timeout(120)
-async def test_a_request_that_never_ends_is_given_up_as_shipped(patient: Replica) -> None:
-    given_up = await asyncio.gather(*(drips(patient.port, *say, seconds=90) for say in UNFINISHED.values()))
-    bars = [BODY_SECONDS if name in ("a body", "a body in chunks") else HEAD_SECONDS for name in UNFINISHED]
-    for name, (seconds, said), bar in zip(UNFINISHED, given_up, bars, strict=True):
-        assert bar * 0.8 < seconds < bar + 10, name
-        assert (b" 408 " in said) == (name.startswith("a body") and "nobody" not in name)
-
-
 # ---- who is to be left alone
 @pytest.fixture(scope="module")
 def patient(street: Street) -> Replica:
@@ -388,13 +357,22 @@ async def test_a_run_that_is_to_go_on_without_its_client_ends_by_itself(
     assert [line["sent"] for line in street.fake.log(chat) if line["event"] == "completed"] == [60]
 
 
-# ---- who vanishes
+# ---- patience as it is shipped
 @long
-@pytest.mark.timeout(120)
-async def test_a_client_whose_host_vanishes_is_noticed_by_the_kernel(
-    street: Street, stock: Stock, bus: redis.Redis
-) -> None:
-    """Not within a second: a network that is slow or changes looks the same for longer than that."""
+@pytest.mark.timeout(150)
+async def test_patience_as_it_is_shipped(street: Street, stock: Stock, bus: redis.Redis) -> None:
+    """All at the same time, for it is long."""
+    shipped = street.stack.add_replica(**over_bedrock(street.fake.url, street.directory))
+    await asyncio.to_thread(shipped.wait_until_live, 60)
+    await asyncio.gather(
+        hosts_that_vanish(street, stock, bus),
+        a_byte_a_second(street, shipped, bus),
+        requests_that_never_end(shipped),
+    )
+
+
+async def hosts_that_vanish(street: Street, stock: Stock, bus: redis.Redis) -> None:
+    """Not noticed within a second: a network that is slow or changes looks the same for longer than that."""
     phases = PHASES[:5]  # a tool in a thread ends by itself sooner
     chats = {phase.name: new_chat("vanishes") for phase in phases}
     clients = [
@@ -404,21 +382,47 @@ async def test_a_client_whose_host_vanishes_is_noticed_by_the_kernel(
     gone_at = time.monotonic()
     stock.link.cut()
 
-    async def gone(phase: Phase, within: float) -> float:
-        receipt = await receipt_of(bus, chats[phase.name], within)
+    async def gone(phase: Phase) -> float:
+        # A silent run gives the kernel nothing to wait for until a ping is said; it asks by itself about as late.
+        silence = 0 if phase.name == "between tokens" else PING_AFTER
+        receipt = await receipt_of(bus, chats[phase.name], TAKES_NOTHING + silence + 10)
         assert (receipt["outcome"], receipt["reason"]) == ("stopped", "disconnect")
         if phase.upstream:
             await street.logged(lambda line: line["event"] == "closed" and line.get("name") == chats[phase.name])
         return time.monotonic() - gone_at
 
-    silence = PING_AFTER  # the kernel has nothing to say before a ping is said, and asks by itself about as late
-    noticed = await asyncio.gather(
-        *(gone(phase, TAKES_NOTHING + 8 + (0 if phase.name == "between tokens" else silence)) for phase in phases)
-    )
-    print(dict(zip((phase.name for phase in phases), (round(s, 1) for s in noticed), strict=True)))
-    assert min(noticed) > 12, "a network that was away for this long is to be waited for"
+    noticed = await asyncio.gather(*map(gone, phases))
+    print(dict(zip(chats, (round(seconds, 1) for seconds in noticed), strict=True)))
+    assert min(noticed) > 13, "a network that was away for this long is to be waited for"
     for client in clients:
         client.close()
+
+
+async def a_byte_a_second(street: Street, shipped: Replica, bus: redis.Redis) -> None:
+    """Its run is held up, and goes on when it reads; who has had no room for anything for TAKES_NOTHING has left."""
+    chat = new_chat("byte")
+    client = await held_up(street, chat, lambda: connect(shipped.port, receive_buffer=4096))
+    with client:
+        for _ in range(TAKES_NOTHING // 3):
+            assert client.recv(1)
+            await asyncio.sleep(1)
+            assert not await last_of(bus, chat), "it has not left"
+        taken = 0
+        while taken < MEBIBYTE:  # more than all buffers hold: it goes on
+            taken += len(await asyncio.to_thread(client.recv, 65536))
+        assert not await last_of(bus, chat)
+        stalled_at = time.monotonic()
+        receipt = await receipt_of(bus, chat, TAKES_NOTHING + 30)
+        assert receipt["reason"] == "disconnect"
+        print("a client without room had left after", round(time.monotonic() - stalled_at, 1), "s")
+
+
+async def requests_that_never_end(shipped: Replica) -> None:
+    given_up = await asyncio.gather(*(drips(shipped.port, *say, seconds=90) for say in UNFINISHED.values()))
+    bars = [BODY_SECONDS if name in ("a body", "a body in chunks") else HEAD_SECONDS for name in UNFINISHED]
+    for name, (seconds, said), bar in zip(UNFINISHED, given_up, bars, strict=True):
+        assert bar * 0.8 < seconds < bar + 10, name
+        assert (b" 408 " in said) == (bar == BODY_SECONDS), name
 
 
 def test_the_kernel_is_asked_to_tell_of_clients_that_vanish() -> None:

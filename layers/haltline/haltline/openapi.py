@@ -124,6 +124,10 @@ _ERRORS = {
         "Something in the request is wrong; `loc` says where.",
         [{"loc": ["body", "message"], "msg": "the message is empty; write something", "type": "value_error"}],
     ),
+    429: (
+        "A thousand stops of this client wait here already. Nothing was done.",
+        "Too many stops of one client wait here. This one was not stored; try again.",
+    ),
     503: (
         "The signal bus (Redis) or the session store cannot be reached. Nothing was done.",
         "The signal bus (Redis) cannot be reached. Nothing was done; try again.",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from haltline import connections, inputs, protocol
+from haltline import inputs, protocol
 from haltline.__main__ import main
 
 if __name__ == "__main__":
-    connections.TAKES_NOTHING, connections.IDLE, connections.ASK_AGAIN = 3, 1, 1
     protocol.HEAD_SECONDS, inputs.BODY_SECONDS = 1.0, 1
     main()

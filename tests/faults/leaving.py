@@ -11,9 +11,9 @@ import shutil
 import socket
 import struct
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,22 +127,22 @@ class Host:
 
     name: str
 
+    def run(self, *words: str) -> None:
+        """Run a command there."""
+        _ip("netns", "exec", self.name, *words)
+
     def do(self, what: Callable[[], Any]) -> Any:
         """Call `what` in a thread that is on this host."""
-        found: list[Any] = []
 
-        def there() -> None:
+        def there() -> Any:
             libc = ctypes.CDLL(None, use_errno=True)
             with open(f"/var/run/netns/{self.name}") as namespace:
                 if libc.setns(namespace.fileno(), CLONE_NEWNET):
                     raise OSError(ctypes.get_errno(), "setns")
-            found.append(what())
+            return what()
 
-        thread = threading.Thread(target=there)
-        thread.start()
-        thread.join()
-        [result] = found
-        return result
+        with ThreadPoolExecutor(1) as thread:  # one of its own, which ends
+            return thread.submit(there).result()
 
 
 @dataclass
@@ -194,6 +194,7 @@ def two_hosts() -> Iterator[Link]:
         for host in (server, client):
             _ip("netns", "add", host.name)
         _ip("-n", server.name, "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", client.name)
+        _ip("-n", server.name, "link", "set", "lo", "up")  # for what the server says to itself
         for host, address in ((server, "192.0.2.1/24"), (client, "192.0.2.2/24")):
             _ip("-n", host.name, "address", "add", address, "dev", "wire")
             _ip("-n", host.name, "link", "set", "wire", "up")

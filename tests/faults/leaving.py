@@ -169,7 +169,11 @@ class Link:
             if receive_buffer is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             sock.settimeout(20)
-            sock.connect((self.address, port))
+            try:
+                sock.connect((self.address, port))
+            except OSError:
+                sock.close()
+                raise
             return sock
 
         return self.client.do(there)

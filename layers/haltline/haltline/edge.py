@@ -27,8 +27,10 @@ _QUIET = ("/live", "/health", "/api/v1/health", "/metrics")
 class Edge:
     """Pure ASGI, so that a stream passes without a copy."""
 
-    def __init__(self, app: ASGIApp, replica: str) -> None:
-        self._app, self._turns = app, Turns(STOP_EVERY, STOPS_AT_ONCE, STOPS_WAITING)
+    def __init__(self, app: ASGIApp, replica: str, *, alone: bool = False) -> None:
+        """`alone`: there is one request at a time, as on Lambda, where what would go on behind an answer is frozen."""
+        self._app = app
+        self._turns = None if alone else Turns(STOP_EVERY, STOPS_AT_ONCE, STOPS_WAITING)
         self._headers = [(b"x-replica", replica.encode()), (b"x-content-type-options", b"nosniff")]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +49,7 @@ class Edge:
             await send(message)
 
         try:
-            if _stops(scope) and not await self._turns.wait(client_of(scope)):
+            if _stops(scope) and not await self._has_its_turn(scope):
                 await _too_many(scope, receive, named)
             else:
                 await self._app(scope, receive, named)
@@ -60,6 +62,9 @@ class Edge:
             level = "DEBUG" if scope["path"] in _QUIET else "INFO"
             ms = (time.perf_counter() - started) * 1000
             logger.log(level, "method=<{}> path=<{}> status=<{}> ms=<{:.1f}> | request", *_what(scope), status, ms)
+
+    async def _has_its_turn(self, scope: Scope) -> bool:
+        return self._turns is None or await self._turns.wait(client_of(scope))
 
 
 def _stops(scope: Scope) -> bool:

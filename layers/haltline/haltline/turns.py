@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from starlette.types import Scope
 
 GRAIN = 0.001  # seconds a timer may be late on an event loop that has nothing to do
-BACK_OFF = 4  # how many times as long as the event loop was late nothing more is begun
+BACK_OFF = 4  # how many times as long as the event loop was late nothing more is begun,
+LONGEST = 0.5  # seconds at most: it may have stood still with the whole machine
 
 
 def client_of(scope: Scope) -> str:
@@ -68,7 +69,7 @@ class Turns:
             due = loop.time() + self._every
             await asyncio.sleep(self._every)
             if (late := loop.time() - due) > GRAIN:
-                await asyncio.sleep(late * BACK_OFF)
+                await asyncio.sleep(min(late * BACK_OFF, LONGEST))
             while line.waiting and line.waiting[0].done():  # whoever waited has gone
                 line.waiting.popleft()
             if line.waiting:

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not FULL, reason="floods take their time: make f
 HOSTILE = "127.0.0.2"  # another client than the rest of the test
 CONNECTIONS = 32  # of the hostile one, through both replicas
 BAR = 3  # times what it was before
-SECONDS = 50  # of one try, at most: how many stops that is depends on the machine
+SECONDS = 30  # of one try, at most: how many stops that is depends on the machine
 TRIES = 3  # the machine is shared: what the product does to others it does each time
 
 

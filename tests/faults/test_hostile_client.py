@@ -12,28 +12,16 @@ import gzip
 import json
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pytest
-import requests
-import schemathesis
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from schemathesis import GenerationMode
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_headers_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
 from haltline.inputs import MAX_BODY_BYTES, MAX_MESSAGE_BYTES
 from tests.contract.client import DONE, LONG, STOPPED, http_client, live_run, new_chat, say, stop
-from tests.faults.raw_http import CANARY, DEADLINE, ask, ask_all, message, request
+from tests.faults.raw_http import CANARY, ask, ask_all, message, request
 from tests.faults.watched import Watched, watched_replica
 from tests.stack import Replica
 
@@ -68,67 +56,17 @@ def port(replica: Replica) -> int:
 # ---- from the description
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("default")  # of the tools that make the requests
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value)
+@pytest.mark.parametrize("mode", ["positive", "negative"])
 def test_random_requests_get_what_the_description_says(
-    replica: Replica, mode: GenerationMode, times: Times, rnd: random.Random
+    replica: Replica, mode: str, times: Times, rnd: random.Random
 ) -> None:
     """Each as it was made, then with the query and with the body of the one before it."""
-    count, number = times(20, 1700), rnd.randrange(2**32)
-    print(f"hypothesis seed {number}")
-    schema = schemathesis.openapi.from_url(f"{replica.url}/openapi.json")
-    text = json.dumps(schema.raw_schema)
-    seen: Counter[int] = Counter()
-    before: dict[str, Any] = {}
-    checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_headers_conformance]
+    from tests.faults.described import send_random  # takes a second to import, in every worker that collects
 
-    @seed(number)
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(case=schema.as_strategy(generation_mode=mode))
-    def send(case: Any) -> None:
-        made = case.as_transport_kwargs(base_url=replica.url)
-        response = case.call(base_url=replica.url, session=session, timeout=DEADLINE)
-        seen[response.status_code] += 1
-        streamed = response.headers["content-type"][0].startswith("text/event-stream")
-        # A stream is described as a string; the check takes each of its events for one.
-        case.validate_response(response, checks=checks if streamed else [*checks, response_schema_conformance])
-        assert response.headers["x-replica"] == ["replica1"]
-        if response.status_code >= 400:
-            for said in _strings([case.path_parameters, case.query, case.body]):
-                assert len(said) < 6 or said in text or said not in response.text, (said, response.text)
-        for crossed in ("params",), ("json", "data"):
-            mixed = {k: v for k, v in made.items() if k not in crossed}
-            mixed |= {k: before[k] for k in crossed if k in before}
-            answer = session.request(**mixed, timeout=DEADLINE)
-            seen[answer.status_code] += 1
-            assert answer.status_code < 500, (mixed, answer.text)
-            assert answer.headers["x-replica"] == "replica1"
-        before.clear()
-        before.update(made)
-
-    with requests.Session() as session:
-        session.trust_env = False
-        send()
-    print(f"{mode.value}: {sum(seen.values())} requests, by status {dict(seen)}")
+    count = times(8, 1700)
+    seen = send_random(replica, mode, count, rnd.randrange(2**32))
+    print(f"{mode}: {sum(seen.values())} requests, by status {dict(seen)}")
     assert sum(seen.values()) >= 3 * count
-
-
-def _strings(value: Any) -> Iterator[str]:
-    match value:
-        case str():
-            yield value
-        case dict():
-            for k, v in value.items():
-                yield from _strings(k)
-                yield from _strings(v)
-        case list():
-            for v in value:
-                yield from _strings(v)
 
 
 # ---- heads
@@ -536,8 +474,11 @@ async def _slow(port: int, count: int, pause: float) -> AsyncIterator[list[async
     head = b"GET /live HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 1000
     begun = message(b"", chat=b"slow", length=1000)
 
+    connected = asyncio.Semaphore(0)
+
     async def one(n: int) -> bool:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        connected.release()
         if n % 2:
             writer.write(begun)
         ended = asyncio.create_task(reader.read(1))
@@ -558,6 +499,8 @@ async def _slow(port: int, count: int, pause: float) -> AsyncIterator[list[async
 
     tasks = [asyncio.create_task(one(n)) for n in range(count)]
     try:
+        for _ in range(count):
+            await connected.acquire()
         yield tasks
     finally:
         for task in tasks:
@@ -580,7 +523,7 @@ async def _latency(replica: Replica, seconds: float) -> list[float]:
 
 @pytest.mark.timeout(120)
 async def test_slow_clients_keep_nobody_waiting(replica: Replica, port: int, times: Times) -> None:
-    seconds, pause = times(1, 20), 0.5 if times(1, 0) else 1.0
+    seconds, pause = (0.7, 0.4) if times(1, 0) else (20, 1.0)
     alone = await _latency(replica, min(seconds, 3))
     async with _slow(port, 200, pause) as slow:
         beside = await _latency(replica, seconds)
@@ -588,5 +531,5 @@ async def test_slow_clients_keep_nobody_waiting(replica: Replica, port: int, tim
         if seconds > 15:  # as long as a head may take
             assert len(ended) >= 100
     print(f"median {median(alone) * 1000:.1f} ms alone, {median(beside) * 1000:.1f} ms beside 200 slow clients")
-    assert median(beside) <= 5 * median(alone) + 0.05
+    assert median(beside) <= 5 * median(alone) + 0.1
     assert max(beside) < 5, "an ordinary request waited"

@@ -71,7 +71,9 @@ class ChatRequest(BaseModel):
     """One user message."""
 
     message: Annotated[str, AfterValidator(_blank)] = Field(
-        description="At most 64 KiB of UTF-8.", examples=["Tell me a story."]
+        description="At most 64 KiB of UTF-8.",
+        examples=["Tell me a story."],
+        json_schema_extra={"minLength": 1, "pattern": r"\S"},  # what `_blank` asks for, said to those who read the docs
     )
     run_id: RunId | None = Field(None, description="A ULID made by the client, so that it can stop the run at once.")
 

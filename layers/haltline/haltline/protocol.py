@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 from loguru import logger
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from haltline.inputs import MAX_BODY_BYTES
 
@@ -19,7 +20,7 @@ HEAD_SECONDS = 15.0  # for a head; for the rest of a body whose request is answe
 
 
 class Surplus(Exception):
-    """A client asked for more than one thing at a time."""
+    """A client asked for more behind what is to be answered last."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -30,7 +31,8 @@ class Protocol(HttpToolsProtocol):
     _dropped = 0  # bytes of the body of a request that is answered
     _told = False
     _in_head = False
-    _surplus = False  # something came behind a request that is being answered: nothing is read any more
+    _surplus = False  # something came behind what is answered last: nothing is read any more
+    _answered: RequestResponseCycle | None = None  # the one at the moment; uvicorn's `cycle` is the latest that came
     _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -42,6 +44,9 @@ class Protocol(HttpToolsProtocol):
         """It has left."""
         self._waited()
         super().connection_lost(exc)
+        if cycle := self._answering:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def eof_received(self) -> None:
         """The client says no more: it has left. What it does not read would put that off for as long as it is there."""
@@ -64,11 +69,11 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a head.
 
-        Raises: Surplus, which ends the reading, behind a request that is being answered. Uvicorn would keep what comes
-        for later and read no more until then, and so not see its client leave. An answer may be a connection's last.
+        Raises: Surplus, which ends the reading, where the answer under way is the connection's last. Uvicorn would keep
+        what comes for later and read no more until then, and so not see its client leave.
         """
-        if self._answering:
-            self._surplus, self.cycle.keep_alive = True, False
+        if (cycle := self._answering) and not cycle.keep_alive:
+            self._surplus = True
             raise Surplus
         self._in_head = True
         super().on_message_begin()
@@ -108,8 +113,13 @@ class Protocol(HttpToolsProtocol):
             self._refuse(400, "The request cannot be read.")
 
     @property
-    def _answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+    def _answering(self) -> RequestResponseCycle | None:
+        cycle = self._answered
+        return cycle if cycle is not None and not cycle.response_complete else None
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _refuse(self, status: int, detail: str) -> None:
         if not self._answers_another():

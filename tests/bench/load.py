@@ -137,9 +137,9 @@ class Load:
 
 
 @asynccontextmanager
-async def provider() -> AsyncIterator[int]:
+async def provider(port: int = 0) -> AsyncIterator[int]:
     """The model provider, listening on the port that this yields."""
-    server = await asyncio.get_running_loop().create_server(Provider, "127.0.0.1", 0, backlog=2048)
+    server = await asyncio.get_running_loop().create_server(Provider, "127.0.0.1", port, backlog=2048)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

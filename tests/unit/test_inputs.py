@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
+from haltline import inputs
 from haltline.inputs import (
     MAX_BODY_BYTES,
     MAX_MESSAGE_BYTES,
@@ -399,3 +401,35 @@ def test_bodies_stand_in_the_openapi_document() -> None:
     schema = docs["content"]["application/json"]["schema"]
     assert docs["required"] is True
     assert (sorted(schema["properties"]), schema["required"]) == (["message", "run_id"], ["message"])
+
+
+async def sent(app: Any, *messages: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """What the app answers to a message whose body comes in these ASGI messages; None is one that never comes."""
+    waiting, answered = iter(messages), []
+
+    async def receive() -> dict[str, Any]:
+        message = next(waiting)
+        if message is None:
+            await asyncio.Event().wait()
+        return message or {}
+
+    async def send(message: dict[str, Any]) -> None:
+        answered.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/chat", "query_string": b"", "headers": headers}
+    async with asyncio.timeout(5):
+        await app(scope, receive, send)
+    return answered
+
+
+async def test_a_body_that_its_client_cuts_off_is_no_failure() -> None:
+    start, _ = await sent(app, {"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"})
+    assert start["status"] == 400
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "BODY_SECONDS", 0.05)
+    start, _ = await sent(app, {"type": "http.request", "body": b"{", "more_body": True}, None)
+    assert start["status"] == 408
+    assert (b"connection", b"close") in start["headers"]

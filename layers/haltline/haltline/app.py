@@ -77,7 +77,7 @@ def make_app(resources: Resources) -> FastAPI:
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["X-Run-Id", "X-Replica"],
         )
-    app.add_middleware(Edge, replica=resources.settings.replica_name)
+    app.add_middleware(Edge, replica=resources.settings.replica_name, alone=on_lambda())
     if on_lambda():
         app.add_middleware(LambdaDoor, resources=resources)
     return app

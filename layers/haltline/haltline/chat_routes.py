@@ -43,7 +43,7 @@ async def runner_of(resources: ResourcesOf) -> Runner:
     "/chat/{chat_id}",
     summary="Send a message, read the answer as a stream",
     response_class=Response,
-    responses={200: event_stream(), **errors(409, 413, 422, 503)},
+    responses={200: event_stream(), **errors(408, 409, 413, 422, 503)},
     openapi_extra=body_docs(ChatRequest),
     dependencies=[Depends(verify_redis)],
 )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, HTTPException, Query
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from loguru import logger
 
@@ -35,9 +36,11 @@ from haltline.openapi import (
 )
 from haltline.resources import Resources
 from haltline.runs import Outcome, Receipt, Run, StopReason, new_run_id
+from haltline.settings import on_lambda
 from haltline.signals import BusUnavailable
 from haltline.stopping import stop_chat, stop_many
 from haltline.taking import ChatBusy, take_chat
+from haltline.turns import client_of
 
 router = APIRouter(prefix="/api/v1")
 
@@ -48,17 +51,20 @@ router = APIRouter(prefix="/api/v1")
     tags=["stop"],
     summary="Stop many chats",
     response_model=BulkStopAnswer,
-    responses=errors(413, 422, 503),
+    responses=errors(408, 413, 422, 429, 503),
     openapi_extra=body_docs(BulkStopRequest),
 )
 async def stop_bulk(
     body: Annotated[BulkStopRequest, Depends(read_bulk_stop_request)],
     arrival: ArrivalOf,
     resources: ResourcesOf,
+    request: Request,
     wait: Wait = None,
 ) -> BulkStopAnswer:
     """Stop 1 to 1,000 chats. One verdict a chat, in the order asked; 503 when none could be stored."""
-    results = await stop_many(resources, body.chat_ids, arrival, wait=wait)
+    # On Lambda there is one request at a time, and what would go on behind its answer is frozen.
+    turn = None if on_lambda() else partial(resources.bulk_turns.wait, client_of(request.scope))
+    results = await stop_many(resources, body.chat_ids, arrival, wait=wait, turn=turn)
     if all(r.status == "failed" for r in results):
         raise BusUnavailable("no stop could be stored")
     failed = sum(r.status in ("failed", "unconfirmed") for r in results)
@@ -71,7 +77,7 @@ async def stop_bulk(
     summary="Stop a chat",
     response_model=StopAnswer,
     response_model_exclude_unset=True,
-    responses=errors(422, 503),
+    responses=errors(422, 429, 503),
 )
 async def stop(
     chat_id: ChatPath, arrival: ArrivalOf, resources: ResourcesOf, run_id: RunQuery = None, wait: Wait = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import time
@@ -11,6 +12,7 @@ from fastapi import Depends, HTTPException, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 from ulid import ULID
 
@@ -19,6 +21,7 @@ from haltline.runs import Arrival, Caller
 
 MAX_MESSAGE_BYTES = 64 * 1024  # of UTF-8
 MAX_BODY_BYTES = 1024 * 1024  # a message of the full size may stand in JSON escapes, six bytes for one
+BODY_SECONDS = 60  # for all of a body: who sends a byte a second holds no request open for a day
 
 _CHAT_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 _RESERVED = {"bulk", "all"}
@@ -68,7 +71,9 @@ class ChatRequest(BaseModel):
     """One user message."""
 
     message: Annotated[str, AfterValidator(_blank)] = Field(
-        description="At most 64 KiB of UTF-8.", examples=["Tell me a story."]
+        description="At most 64 KiB of UTF-8.",
+        examples=["Tell me a story."],
+        json_schema_extra={"minLength": 1, "pattern": r"\S"},  # what `_blank` asks for, said to those who read the docs
     )
     run_id: RunId | None = Field(None, description="A ULID made by the client, so that it can stop the run at once.")
 
@@ -93,13 +98,9 @@ def _body(adapter: TypeAdapter[Any]) -> Any:
             # Also what keeps a foreign page's form from sending messages: this type it cannot send unasked.
             wrong = {"loc": ("header", "content-type"), "msg": "send application/json", "type": "content_type"}
             raise RequestValidationError([wrong])
-        raw = bytearray()
-        async for chunk in request.stream():
-            raw += chunk
-            if len(raw) > MAX_BODY_BYTES:
-                raise HTTPException(413, f"The body is larger than {MAX_BODY_BYTES // 1024} KiB.")
+        raw = await _read(request)
         try:
-            return adapter.validate_python(_parsed(bytes(raw)))
+            return adapter.validate_python(_parsed(raw))
         except ValidationError as error:
             raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from None
         except ValueError as error:
@@ -107,6 +108,22 @@ def _body(adapter: TypeAdapter[Any]) -> Any:
             raise RequestValidationError([wrong]) from None
 
     return read
+
+
+async def _read(request: Request) -> bytes:
+    raw = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                raw += chunk
+                if len(raw) > MAX_BODY_BYTES:
+                    raise HTTPException(413, f"The body is larger than {MAX_BODY_BYTES // 1024} KiB.")
+    except TimeoutError:
+        detail = f"The body did not come within {BODY_SECONDS} s."
+        raise HTTPException(408, detail, {"Connection": "close"}) from None
+    except ClientDisconnect:  # nobody is left to read this; the log shall not take it for a failure of ours
+        raise HTTPException(400, "The body ended too early.") from None
+    return bytes(raw)
 
 
 def _parsed(raw: bytes) -> Any:

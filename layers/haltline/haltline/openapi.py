@@ -117,11 +117,16 @@ class Detail(BaseModel):
 _ERRORS = {
     401: ("No valid credential.", "Not authenticated."),
     404: ("There is no such chat.", "There is no such chat."),
+    408: ("The body took too long.", "The body did not come within 60 s."),
     409: ("The chat has a live run.", "The chat has a live run. Stop it first, or send with ?if_running=stop."),
     413: ("The message is too large.", "The message is larger than 64 KiB of UTF-8."),
     422: (
         "Something in the request is wrong; `loc` says where.",
         [{"loc": ["body", "message"], "msg": "the message is empty; write something", "type": "value_error"}],
+    ),
+    429: (
+        "A thousand stops of this client wait here already. Nothing was done.",
+        "Too many stops of one client wait here. This one was not stored; try again.",
     ),
     503: (
         "The signal bus (Redis) or the session store cannot be reached. Nothing was done.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from haltline.chat_index import ChatIndex
@@ -13,6 +14,7 @@ from haltline.metrics import Metrics
 from haltline.runs import Arrival, Receipt
 from haltline.settings import Settings
 from haltline.signals import SignalBus
+from haltline.turns import Turns
 
 
 class LiveRun(Protocol):
@@ -56,3 +58,5 @@ class Resources:
     metrics: Metrics
     runs: LocalRuns | None = None
     at_rest_since: float = field(default_factory=time.time)  # when it was last asked; of the wall, which never freezes
+    # Of the next few chats of a call that stops many.
+    bulk_turns: Turns = field(default_factory=partial(Turns, 0.008, at_once=1, waiting=1000))

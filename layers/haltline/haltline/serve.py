@@ -16,6 +16,8 @@ from loguru import logger
 from uvicorn.config import STARTUP_FAILURE
 
 from haltline.app import create_app
+from haltline.connections import set_patience
+from haltline.protocol import protocol_of
 from haltline.resources import Resources
 from haltline.runner import UNWIND
 from haltline.settings import Settings, exit_with
@@ -37,8 +39,10 @@ def serve(fd: int | None, ready_fd: int | None) -> None:
     if (runs := resources.runs) is not None:
         runs.on_ended = Collector(lambda: runs.live_count).run_ended
     listener = socket.socket(fileno=fd) if fd is not None else listen(settings)
+    set_patience(listener)
     config = uvicorn.Config(
         app,
+        http=protocol_of(settings.replica_name),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from haltline.runs import Arrival, Outcome, Receipt
 from haltline.signals import BusUnavailable, StopState
 
 AT_ONCE = 32  # stops of one call that are under way together
+A_FEW = 8  # that are begun together, where a call must not hold up what else goes on
 
 _SAY = {
     "accepted": "Stop signal sent for chat {}. Agent will halt shortly.",
@@ -75,9 +76,17 @@ async def stop_chat(
 
 
 async def stop_many(
-    resources: Resources, chat_ids: Iterable[str], arrival: Arrival, *, wait: float | None = None
+    resources: Resources,
+    chat_ids: Iterable[str],
+    arrival: Arrival,
+    *,
+    wait: float | None = None,
+    turn: Callable[[], Awaitable[object]] | None = None,
 ) -> list[Verdict]:
-    """Stop each of these chats. One verdict a chat, in order; `failed` where a stop could not be stored."""
+    """Stop each of these chats. One verdict a chat, in order; `failed` where a stop could not be stored.
+
+    `turn`: awaited before each few; `wait` begins behind it.
+    """
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(chat_id: str) -> Verdict:
@@ -87,7 +96,12 @@ async def stop_many(
             return Verdict(chat_id=chat_id, status="failed")
         return Verdict(chat_id=chat_id, status=answer.status)
 
-    return await asyncio.gather(*map(one, chat_ids))
+    ids, under_way = list(chat_ids), []
+    for n in range(0, len(ids), A_FEW):
+        if turn is not None:
+            await turn()
+        under_way += [asyncio.create_task(one(chat_id)) for chat_id in ids[n : n + A_FEW]]
+    return await asyncio.gather(*under_way)
 
 
 async def stop_all(resources: Resources, arrival: Arrival) -> list[Verdict]:

@@ -31,10 +31,6 @@ KNOWN_FOR_EVER = {f"{name}:{{chats}}" for name in ("index", "info", "live", "rea
 # allocator differ by. One object kept a run would be some 5 sockets, tasks or keys a second.
 ALLOWED = {"rss": 3000, "uss": 3000, "threads": 3, "sockets": 6, "files": 3, "tasks": 6, "keys": 20, "endless": 0}
 
-# Not injected, and wrong: a look whose reply comes after END was said and before its reply takes the end for another
-# run's beginning. The run has ended by then, so nothing comes of it but this line.
-CROSSED = "the chat is another run's now"
-
 
 @pytest.mark.skipif(not SECONDS, reason="a soak takes ten minutes: FAULTS_FULL or SOAK_SECONDS asks for it")
 @pytest.mark.timeout(SECONDS + 180)
@@ -65,9 +61,7 @@ def test_nothing_grows_while_chats_come_and_go(tmp_path: Path, rnd: random.Rando
     assert kept <= KNOWN_FOR_EVER, "keys without an end"
     for name, log in logs.items():
         loud = [line for line in log.splitlines() if re.search(r" (WARNING|ERROR|CRITICAL) |Traceback", line)]
-        crossed = [line for line in loud if CROSSED in line]
-        print(f"{name}: {len(crossed)} looks crossed an END")
-        assert loud == crossed, (name, loud[:10])
+        assert loud == [], (name, loud[:10])
     assert not grown, grown
 
 

@@ -184,6 +184,7 @@ class RedisBus:
 
         Where it could not, it is told as soon as it answers, while the last pulse may still name the run.
         """
+        run.ending = True
         told = json.dumps({"chat_id": run.chat_id, **asdict(receipt)})
         say = partial(
             self._end,

@@ -145,7 +145,7 @@ class Pulse:
 
     async def _claim_all(self) -> None:
         for run in [run for run in self.runs.values() if run.claim]:
-            if run.nonce in self.runs and not await self._claim(run):
+            if run.nonce in self.runs and not run.ending and not await self._claim(run):
                 run.token.stop(StopReason.TAKEN)
 
 

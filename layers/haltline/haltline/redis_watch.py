@@ -156,12 +156,12 @@ class Watch:
     async def look(self) -> None:
         """Read mailbox, record and named stop of every run that holds its chat, in one command."""
         # Only runs that held their chat before the command is sent: BEGIN has consumed older stops of theirs.
-        runs = [(run, run.claim) for run in self._pulse.runs.values() if run.claim]
+        runs = [(run, run.claim) for run in self._pulse.runs.values() if run.claim and not run.ending]
         if not runs:
             return
         values = await self._redis.mget([key for run, _ in runs for key in scripts.keys(run.chat_id, run.run_id)])
         for i, (run, claim) in enumerate(runs):
-            if run.nonce in self._pulse.runs and run.claim == claim:
+            if run.nonce in self._pulse.runs and run.claim == claim and not run.ending:
                 said = (as_text(value) for value in values[3 * i : 3 * i + 3])
                 await tried("look at one run", self._decide(run, *said))
 

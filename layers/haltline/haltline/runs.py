@@ -154,6 +154,7 @@ class Run:
     arrived_ms: str = ""  # the arrival as the bus reckoned it, to the microsecond
     deletes: bool = False  # it holds the chat to delete it
     begun_deleted: bool = False  # its chat was deleted after this request had left its client: it writes nothing
+    ending: bool = False  # END is being said: what a look reads of it from here on may be of the next run
     closing_marked: bool = False  # the bus knows that the run is about to end
 
 

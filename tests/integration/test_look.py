@@ -17,7 +17,6 @@ from haltline.runs import Arrival, Outcome, Receipt, Run, new_run_id
 from tests.stack import free_port
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the watch learns of an END by its reply only")
 async def test_a_look_that_crosses_the_end_of_a_run_takes_it_for_no_other_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

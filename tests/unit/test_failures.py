@@ -117,9 +117,13 @@ def test_a_known_error_names_what_to_change_and_no_internals(name: str, setting:
     assert line.splitlines() == [line]
 
 
-@pytest.mark.parametrize("name", ["AgentError", "ChatStoreError", "ScriptedFailure"])
+@pytest.mark.parametrize("name", ["AgentError", "ScriptedFailure"])
 def test_an_error_of_ones_own_is_said_as_it_is(name: str) -> None:
     assert explain(error_named(name, "AGENT=a:b returned Graph.")) == "AGENT=a:b returned Graph."
+
+
+def test_a_store_that_fails_is_told_in_a_sentence() -> None:
+    assert explain(error_named("ChatStoreError", "it is full")) == "The message could not be saved: it is full."
 
 
 def test_an_unknown_error_is_named_and_not_quoted() -> None:

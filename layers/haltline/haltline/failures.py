@@ -66,7 +66,7 @@ _PROFILE_NEEDED = (
     "This model only answers through an inference profile. Set BEDROCK_MODEL_ID to the profile's id, "
     "which has a prefix such as us., eu. or global."
 )
-_SAID_AS_THEY_ARE = {"AgentError", "ChatStoreError", "ScriptedFailure"}
+_SAID_AS_THEY_ARE = {"AgentError", "ScriptedFailure"}
 
 
 def explain(error: BaseException) -> str:
@@ -79,6 +79,8 @@ def _explanation(error: BaseException) -> str:
         name = type(cause).__name__
         if name in _SAID_AS_THEY_ARE:
             return str(cause)
+        if name in ("ChatStoreError", "ChatDamaged"):
+            return f"The message could not be saved: {cause}."
         if isinstance(response := getattr(cause, "response", None), dict) and "Error" in response:
             return _of_aws(str(response["Error"].get("Code", "")), str(response["Error"].get("Message", "")))
         if name in _BY_NAME:

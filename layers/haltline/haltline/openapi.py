@@ -124,7 +124,7 @@ _ERRORS = {
         [{"loc": ["body", "message"], "msg": "the message is empty; write something", "type": "value_error"}],
     ),
     503: (
-        "The signal bus (Redis) or the session store cannot be reached. Nothing was done.",
+        "The signal bus (Redis) cannot be reached, or the session store failed.",
         "The signal bus (Redis) cannot be reached. Nothing was done; try again.",
     ),
 }

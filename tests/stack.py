@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,8 +68,8 @@ class Stack:
     valkey: ValkeyServer
     replicas: list[Replica] = field(default_factory=list)
 
-    def add_replica(self, **env: str) -> Replica:
-        """Start one more replica; `env` overrides its settings."""
+    def add_replica(self, inside: Sequence[str] = (), **env: str) -> Replica:
+        """Start one more replica; `env` overrides its settings, `inside` is a command that starts what follows it."""
         name = f"replica{len(self.replicas) + 1}"
         port = free_port()
         log = self.log_dir / f"{name}.log"
@@ -85,7 +85,7 @@ class Stack:
         }
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "haltline"],
+                [*inside, sys.executable, "-m", "haltline"],
                 env={**clean_environment(), **settings, **env},
                 cwd=self.log_dir,  # away from a developer's .env
                 stdin=subprocess.DEVNULL,

@@ -61,11 +61,11 @@ __all__ = ["valkey_url"]
 
 Times = Callable[[int, int], int]
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 SECRETS = {"AWS_ACCESS_KEY_ID": "AKIDOFTHISTEST00", "AWS_SECRET_ACCESS_KEY": "secret-of-this-test"}
 QUICK = 1000  # ms within which a stop must be seen everywhere. Some 3 ms are usual; this machine has two busy cores.
-SILENCE = 0.4  # seconds that the model of `impatient` waits
+SILENCE = 1.0  # seconds that the model of `impatient` waits, where nothing else should take that long
 HELLO = text("Hello ")
 BROKEN_OFF = "The model's answer broke off before its end."
 CONNECTION = "The connection to the model broke off."
@@ -116,7 +116,13 @@ async def bench_over(
     """A bench whose Bedrock client finds `upstream`. `attempts`: as botocore makes them."""
     url = upstream if isinstance(upstream, str) else upstream.url
     here = "tests.faults.test_providers"
-    how = {"model_provider": f"{here}:impatient", "agent": f"{here}:{agent}", "session_dir": directory, **how}
+    how = {
+        "model_provider": "bedrock",
+        "bedrock_model_id": "fake.model",
+        "agent": f"{here}:{agent}",
+        "session_dir": directory,
+        **how,
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             **SECRETS,
@@ -135,6 +141,14 @@ async def bench_over(
 async def bench(upstream: Upstream, valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     directory = Path(tmp_path_factory.mktemp("providers"))
     async with bench_over(upstream, valkey_url, directory, max_output_tokens=1_000_000) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def hasty(upstream: Upstream, valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
+    provider = "tests.faults.test_providers:impatient"
+    directory = Path(tmp_path_factory.mktemp("hasty"))
+    async with bench_over(upstream, valkey_url, directory, attempts=2, model_provider=provider) as made:
         yield made
 
 
@@ -299,7 +313,7 @@ BROKEN: dict[str, tuple[Answer, str, str]] = {  # the answer, the text that is s
     "nothing in the stream": (says(), "", BROKEN_OFF),
     "a wrong checksum": (says(START, HELLO, frame(TEXT, b"{}", last=1)), "Hello ", BROKEN_OFF),
     "a wrong checksum of a prelude": (
-        says(START, HELLO, frame(TEXT, b'{"delta":{"text":"x"}}', first=1), end()),
+        says(START, HELLO, frame(TEXT, b'{"delta":{"text":"x"}}', first=1)),  # alone in what is read
         "Hello ",
         BROKEN_OFF,
     ),
@@ -319,9 +333,6 @@ BROKEN: dict[str, tuple[Answer, str, str]] = {  # the answer, the text that is s
     "a text that is none": (says(START, HELLO, frame(TEXT, b'{"delta":{"text":5}}')), "Hello ", BROKEN_OFF),
     "no delta": (says(START, HELLO, frame(TEXT, b'{"contentBlockIndex":0}')), "Hello ", BROKEN_OFF),
     "bad UTF-8": (says(START, HELLO, frame(TEXT, b'{"delta":{"text":"\xff"}}')), "Hello ", BROKEN_OFF),
-    "silence before headers": (silent(), "", "did not answer in time"),
-    "silence after headers": (silent(raw=head()), "", "did not answer in time"),
-    "silence in mid-stream": (silent(START, HELLO, raw=head()), "Hello ", "did not answer in time"),
 }
 
 
@@ -338,7 +349,6 @@ FEW_BROKEN = [
     "an absurd length with its checksum",
     "garbage for headers",
     "JSON cut off",
-    "silence in mid-stream",
 ]
 
 
@@ -351,6 +361,19 @@ async def test_what_broke_is_told_in_words(fault: str, bench: Bench, upstream: U
         assert told in line
 
 
+async def test_a_silence_that_is_too_long(hasty: Bench, upstream: Upstream) -> None:
+    """Before headers the call is made again, as AWS_MAX_ATTEMPTS says; afterwards nothing is said twice."""
+    line, said = await failing(hasty, upstream, silent(START, HELLO, raw=head()), fine)
+    assert (said, line) == ("Hello ", "The model provider did not answer in time. Try again.")
+    if FULL:
+        line, said = await failing(hasty, upstream, silent(), silent(raw=head()))
+        assert (said, line) == ("", "The model provider did not answer in time. Try again.")
+        upstream.now(silent(), fine)
+        talk = await hasty.start(new_name("silent"), "Hello")
+        await talk.rest()
+        assert (talk.text, talk.events[-1]) == (FINE, Done())
+
+
 async def test_a_stream_cut_anywhere_keeps_what_was_seen(
     bench: Bench, upstream: Upstream, times: Times, rnd: random.Random
 ) -> None:
@@ -358,7 +381,7 @@ async def test_a_stream_cut_anywhere_keeps_what_was_seen(
     stream = START + b"".join(text(f"word{n} ") for n in range(20)) + end()
     whole_text = "".join(f"word{n} " for n in range(20))
     whole_from = len(stream) - len(event("metadata", {})) - 100  # messageStop lies about there
-    for _ in range(times(3, 200)):
+    for _ in range(times(3, 60)):
         cut = rnd.randrange(whole_from)
         line, said = await failing(bench, upstream, then(rnd.choice(["reset", "close"]), stream[:cut], raw=head()))
         assert CONNECTION in line
@@ -368,6 +391,7 @@ async def test_a_stream_cut_anywhere_keeps_what_was_seen(
         assert whole_text.startswith(said)
 
 
+@pytest.mark.skipif(not FULL, reason="in the long round")
 async def test_an_endpoint_where_nobody_listens(valkey_url: str, tmp_path: Path) -> None:
     async with bench_over(f"http://127.0.0.1:{free_port()}", valkey_url, tmp_path) as bench:
         talk = await bench.start(new_name("refused"), "Hello")
@@ -386,7 +410,6 @@ PASSING = [
     "model not ready",
     "a reset before headers",
     "a reset in headers",
-    "silence before headers",
 ]
 
 
@@ -450,10 +473,9 @@ async def patient(
     upstream: Upstream, valkey_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Bench]:
     """Tries for ever, and waits for two minutes, as the product does."""
-    how: dict[str, Any] = {"model_provider": "bedrock", "bedrock_model_id": "fake.model"}
     directory = Path(tmp_path_factory.mktemp("patient"))
-    how["max_output_tokens"] = 1_000_000
-    async with bench_over(upstream, valkey_url, directory, attempts=1000, agent="make_patient", **how) as made:
+    how: dict[str, Any] = {"agent": "make_patient", "max_output_tokens": 1_000_000}
+    async with bench_over(upstream, valkey_url, directory, attempts=1000, **how) as made:
         yield made
 
 
@@ -484,7 +506,7 @@ FEW_STATES = ["throttled for ever", "silence before headers", "a flood of though
 async def test_a_stop_in_each_state(
     state: str, patient: Bench, upstream: Upstream, times: Times, rnd: random.Random
 ) -> None:
-    for _ in range(times(1, 12)):
+    for _ in range(times(1, 10)):
         await stopped_in(patient, upstream, state, rnd.uniform(0, times(100, 500) / 1000))
 
 
@@ -504,8 +526,8 @@ SLOW = [
 async def test_the_time_of_a_run_is_limited(
     state: str, valkey_url: str, upstream: Upstream, tmp_path: Path, times: Times
 ) -> None:
-    how: dict[str, Any] = {"model_provider": "bedrock", "bedrock_model_id": "fake.model", "run_timeout": 0.3}
-    async with bench_over(upstream, valkey_url, tmp_path, attempts=1000, max_output_tokens=10**6, **how) as bench:
+    how: dict[str, Any] = {"run_timeout": 0.3, "max_output_tokens": 1_000_000}
+    async with bench_over(upstream, valkey_url, tmp_path, attempts=1000, **how) as bench:
         for _ in range(times(1, 5)):
             upstream.now(STATES[state])
             began = time.monotonic()
@@ -570,6 +592,7 @@ async def test_an_agent_that_calls_tools_for_ever_has_one_limit(
     assert len(said) <= CHARACTERS
 
 
+@pytest.mark.skipif(not FULL, reason="in the long round")
 async def test_an_answer_of_long_tokens_is_within_its_limit(limited: Bench, upstream: Upstream) -> None:
     """Of 7 characters each: no honest answer is cut."""
     upstream.now(says(START, *[text("honest ") for _ in range(TOKENS)], end("max_tokens", TOKENS)))
@@ -581,7 +604,7 @@ async def test_an_answer_of_long_tokens_is_within_its_limit(limited: Bench, upst
 
 async def test_a_stop_as_the_limit_is_met(limited: Bench, upstream: Upstream, times: Times, rnd: random.Random) -> None:
     """Whichever comes first: one closing event, and the next turn works."""
-    for _ in range(times(3, 100)):
+    for _ in range(times(3, 50)):
         upstream.now(endless(part(HELLO), 0.0001))
         talk = await limited.start(new_name("race"), "Go on.")
         await talk.heard(CHARACTERS // 6 - rnd.randrange(3))
@@ -637,8 +660,7 @@ async def test_nothing_is_left_behind(
     await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.05) for _ in range(32)))
     await next_turn(bench, upstream, new_name("warm"))
     before = await held(bench)
-    quick = [name for name in BROKEN if not name.startswith("silence")]
-    for fault in rnd.choices(quick, k=times(5, 100)):
+    for fault in rnd.choices(list(BROKEN), k=times(5, 100)):
         await failing(bench, upstream, BROKEN[fault][0])
     for state in rnd.choices(list(STATES), k=times(2, 30)):
         await stopped_in(patient, upstream, state, rnd.uniform(0, 0.1))
@@ -665,19 +687,17 @@ async def test_a_minute_of_silence_is_waited_for(patient: Bench, valkey_url: str
         await quiet.wait()
         await exchange.say(part(text("world") + end()) + LAST)
 
-    async with Upstream().serving() as upstream:
-        how: dict[str, Any] = {"model_provider": "bedrock", "bedrock_model_id": "fake.model"}
-        async with bench_over(upstream, valkey_url, tmp_path, **how) as bench:
-            talks = []
-            for answer in (before, between, silent()):
-                upstream.now(answer)
-                talks.append(await bench.start(new_name("minute"), "Hello"))
-                await upstream.asked.get()
-            await asyncio.sleep(60)
-            quiet.set()
-            for talk in talks[:2]:
-                await asyncio.wait_for(rest_of(talk), SOON)
-            halted = await talks[2].halt()
+    async with Upstream().serving() as upstream, bench_over(upstream, valkey_url, tmp_path) as bench:
+        talks = []
+        for answer in (before, between, silent()):
+            upstream.now(answer)
+            talks.append(await bench.start(new_name("minute"), "Hello"))
+            await upstream.asked.get()
+        await asyncio.sleep(60)
+        quiet.set()
+        for talk in talks[:2]:
+            await asyncio.wait_for(rest_of(talk), SOON)
+        halted = await talks[2].halt()
     assert [(talk.text, talk.events[-1]) for talk in talks[:2]] == [(FINE, Done()), ("Hello world", Done())]
     assert halted.events[-1] == Stopped()
     assert halted.frame_ms < QUICK
@@ -766,7 +786,7 @@ async def test_a_local_model_that_breaks_and_its_stops(
             assert (talk.text, talk.events[-1]) == (FINE, Done())
 
         await goes_on(new_name("warm"))
-        for fault in LOCAL if FULL else rnd.sample(list(LOCAL), 4):
+        for fault in LOCAL if FULL else ["no reason for the end", *rnd.sample(list(LOCAL), 3)]:
             answer, seen, told = LOCAL[fault]
             upstream.now(answer)
             talk = await bench.start(new_name("local"), "Hello")
@@ -792,6 +812,7 @@ async def test_a_local_model_that_breaks_and_its_stops(
             await goes_on(talk.chat)
 
 
+@pytest.mark.skipif(not FULL, reason="in the long round")
 async def test_a_local_model_that_ignores_its_limit(upstream: Upstream, valkey_url: str, tmp_path: Path) -> None:
     async with local_bench(upstream.url, valkey_url, tmp_path, max_output_tokens=TOKENS) as bench:
         upstream.now(endless(part(HI), 0.0001, SSE))
@@ -801,6 +822,7 @@ async def test_a_local_model_that_ignores_its_limit(upstream: Upstream, valkey_u
         assert len(talk.text) == CHARACTERS
 
 
+@pytest.mark.skipif(not FULL, reason="in the long round")
 async def test_a_local_server_that_is_not_there(valkey_url: str, tmp_path: Path) -> None:
     async with local_bench(f"http://127.0.0.1:{free_port()}", valkey_url, tmp_path) as bench:
         talk = await bench.start(new_name("local"), "Hello")

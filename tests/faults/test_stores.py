@@ -49,6 +49,8 @@ from tests.stops.bench import SOON, Bench, benched_with, new_name
 
 __all__ = ["aws", "bucket", "moto", "valkey_url"]
 
+pytestmark = pytest.mark.timeout(180)
+
 Times = Callable[[int, int], int]
 
 KILOBYTES = 400  # of the disk
@@ -480,7 +482,11 @@ async def turn(bench: Bench, chat: str, message: str = HI) -> tuple[str, Any]:
     return talk.text, talk.events[-1]
 
 
-@pytest.mark.parametrize("how", HOW if FULL else ["SlowDown"])
+long_round = pytest.mark.skipif(not FULL, reason="in the long round; test_chats_s3 has the short one")
+
+
+@long_round
+@pytest.mark.parametrize("how", HOW)
 async def test_an_s3_that_fails_at_each_step(
     how: str, on_s3: tuple[Bench, Faulty, S3ChatStore], bucket: str, times: Times, rnd: random.Random
 ) -> None:
@@ -541,7 +547,8 @@ async def test_an_s3_that_fails_at_each_step(
         await store.delete(await store.load(chat))
 
 
-@pytest.mark.parametrize("how", [*HOW[:3], "lost"] if FULL else ["lost"])
+@long_round
+@pytest.mark.parametrize("how", [*HOW[:3], "lost"])
 async def test_an_s3_that_fails_once_is_asked_again(
     how: str, on_s3: tuple[Bench, Faulty, S3ChatStore], times: Times
 ) -> None:

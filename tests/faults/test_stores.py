@@ -323,6 +323,12 @@ async def test_a_list_that_cannot_be_made_is_not_taken_for_a_short_one(
     for chat in chats:
         await say(http, replica, chat, HI)
     url = f"{replica.url}/api/v1/chats?limit=200"
+    lose_list(on_disk)
+    loop = disk.sessions / "loop.json"
+    loop.symlink_to("loop.json")  # one file of many that cannot be opened
+    answer = await http.get(url)
+    loop.unlink()
+    assert answer.status_code == 503, answer.text
     for how in UNREADABLE:
         lose_list(on_disk)
         await connected(http, replica)
@@ -368,6 +374,7 @@ class Faulty:
     breaks: Callable[[str, str], bool] = lambda method, target: False
     broke: int = 0
     left: int = -1  # how many are still to break, -1 for all
+    _serving: set[asyncio.Task[None]] = field(default_factory=set)
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[Faulty]:
@@ -377,6 +384,8 @@ class Faulty:
             yield self
         finally:
             server.close()
+            if self._serving:  # those that are silent
+                await asyncio.wait(self._serving)
 
     @contextlib.contextmanager
     def broken(self, how: str, breaks: Callable[[str, str], bool], times: int = -1) -> Iterator[None]:
@@ -387,6 +396,16 @@ class Faulty:
             self.breaks = lambda method, target: False
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._serving.add(task)
+        try:
+            await self._answer(reader, writer)
+        finally:
+            writer.close()
+            self._serving.discard(task)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             request = await reader.readuntil(b"\r\n\r\n")
             method, target = request.decode("latin-1").split(" ", 2)[:2]
@@ -401,7 +420,6 @@ class Faulty:
                 await self._break(request, writer)
             else:
                 writer.write(await self._passed_on(request))
-        writer.close()
 
     async def _break(self, request: bytes, writer: asyncio.StreamWriter) -> None:
         match self.how:

@@ -69,9 +69,17 @@ class Stack:
     replicas: list[Replica] = field(default_factory=list)
 
     def add_replica(
-        self, *arguments: str, module: str = "haltline", pass_fds: Sequence[int] = (), **env: str
+        self,
+        *arguments: str,
+        module: str = "haltline",
+        pass_fds: Sequence[int] = (),
+        inside: Sequence[str] = (),
+        **env: str,
     ) -> Replica:
-        """Start one more replica; `env` overrides its settings. `module`: what runs it, with these arguments."""
+        """Start one more replica; `env` overrides its settings.
+
+        `module`: what runs it, with these arguments; `inside`: a command that starts what follows it.
+        """
         name = f"replica{len(self.replicas) + 1}"
         port = free_port()
         log = self.log_dir / f"{name}.log"
@@ -87,7 +95,7 @@ class Stack:
         }
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [*inside, sys.executable, "-m", module, *arguments],
                 pass_fds=pass_fds,
                 env={**clean_environment(), **settings, **env},
                 cwd=self.log_dir,  # away from a developer's .env

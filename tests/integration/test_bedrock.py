@@ -122,7 +122,7 @@ async def test_it_says_what_strands_own_model_says(make: Make, turn: str, how: d
 
 FAILURES: dict[str, tuple[dict[str, Any], type[Exception]]] = {
     "throttling": ({"throttle": -1}, ModelThrottledException),
-    "throttling in mid-stream": ({"fail": {"code": "throttlingException"}, "pace_ms": 0}, ModelThrottledException),
+    "throttling before any text": ({"fail": {"code": "throttlingException"}, "chunks": []}, ModelThrottledException),
     "validation": ({"refuse": {"code": "ValidationException", "message": "no"}}, ClientError),
     "a context that is too long": (
         {"refuse": {"code": "ValidationException", "message": "Input is too long for requested model."}},

@@ -16,7 +16,7 @@ from typing import Any
 from haltline.agent import AgentSource
 from haltline.bedrock import close_connections
 from haltline.chat_index import ChatIndex
-from haltline.chats import FileChatStore
+from haltline.chats import ChatStore, FileChatStore
 from haltline.events import Done, Event, Text
 from haltline.execution import Execution
 from haltline.history import STOPPED_NOTE
@@ -67,7 +67,7 @@ class Bench:
     """`runner` runs the chats over `owner`; stops are given to `stopper`."""
 
     runner: Runner
-    store: FileChatStore
+    store: ChatStore
     owner: RedisBus
     stopper: RedisBus
     fake: RunningFakeBedrock | None
@@ -197,15 +197,16 @@ async def benched(
 
 @asynccontextmanager
 async def benched_with(
-    settings: Settings, valkey_url: str, fake: RunningFakeBedrock | None = None
+    settings: Settings, valkey_url: str, fake: RunningFakeBedrock | None = None, store: ChatStore | None = None
 ) -> AsyncIterator[Bench]:
     """The same with other settings; without a fake where no Bedrock is called."""
-    agents, store = AgentSource(settings), FileChatStore(settings.session_dir)
+    agents, store = AgentSource(settings), store or FileChatStore(settings.session_dir)
     async with (
         RedisBus(valkey_url, "owner", stop_ttl=3600, poll_interval=30, run_timeout=600) as owner,
         RedisBus(valkey_url, "stopper", stop_ttl=3600, poll_interval=30, run_timeout=600) as stopper,
     ):
-        runner = Runner(Deps(owner, store, ChatIndex(owner.redis, owner, store), agents, Metrics(), 600))
+        index = ChatIndex(owner.redis, owner, store)
+        runner = Runner(Deps(owner, store, index, agents, Metrics(), settings.run_timeout))
         try:
             with collected_as_in_a_replica(runner):
                 yield Bench(runner, store, owner, stopper, fake)

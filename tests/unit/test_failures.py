@@ -24,6 +24,8 @@ PROFILE_NEEDED = (
     "This model only answers through an inference profile. Set BEDROCK_MODEL_ID to the profile's id, "
     "which has a prefix such as us., eu. or global."
 )
+MODEL_FAILED = "The model failed while it was answering. Try again."
+NOT_NOW = "The model provider is not available now. Try again in a moment."
 THROTTLED = "The model provider is throttling requests. Try again in a moment."
 
 
@@ -56,15 +58,36 @@ THROTTLED = "The model provider is throttling requests. Try again in a moment."
         pytest.param(
             "NewException",
             "Because.",
-            "The model provider refused the call (NewException): Because.",
-            id="unknown code",
+            "The model provider refused the call: Because.",
+            id="an unknown code is not said",
         ),
-        pytest.param("NewException", "", "The model provider refused the call (NewException).", id="unknown, silent"),
+        pytest.param("NewException", "", "The model provider refused the call.", id="unknown, silent"),
         pytest.param(
             "NewException",
             "x" * 1000,
-            f"The model provider refused the call (NewException): {'x' * 300}",
+            f"The model provider refused the call: {'x' * 300}",
             id="a long message is cut",
+        ),
+        pytest.param("modelStreamErrorException", "Boom.", MODEL_FAILED, id="in mid-stream, without a capital"),
+        pytest.param("ModelErrorException", "Boom.", MODEL_FAILED, id="before the stream"),
+        pytest.param("503", "Service Unavailable", NOT_NOW, id="a status without a code"),
+        pytest.param("internalServerException", "Boom.", NOT_NOW, id="a failure of AWS"),
+        *(
+            pytest.param("NewException", f"Because of {what}.", "The model provider refused the call.", id=what)
+            for what in (
+                '{"message": "x"}',
+                "<html>",
+                "https://internal.example",
+                "arn:aws:iam::1:role/x",
+                "10.0.0.1",
+                "AKIAIOSFODNN7EXAMPLE",
+            )
+        ),
+        pytest.param(
+            "InvalidSignatureException",
+            "The Canonical String should have been x.",
+            "AWS does not accept these credentials. Check AWS_SECRET_ACCESS_KEY and the clock.",
+            id="what was signed",
         ),
     ],
 )
@@ -94,9 +117,13 @@ def test_a_known_error_names_what_to_change_and_no_internals(name: str, setting:
     assert line.splitlines() == [line]
 
 
-@pytest.mark.parametrize("name", ["AgentError", "ChatStoreError", "ScriptedFailure"])
+@pytest.mark.parametrize("name", ["AgentError", "ScriptedFailure"])
 def test_an_error_of_ones_own_is_said_as_it_is(name: str) -> None:
     assert explain(error_named(name, "AGENT=a:b returned Graph.")) == "AGENT=a:b returned Graph."
+
+
+def test_a_store_that_fails_is_told_in_a_sentence() -> None:
+    assert explain(error_named("ChatStoreError", "it is full")) == "The message could not be saved: it is full."
 
 
 def test_an_unknown_error_is_named_and_not_quoted() -> None:
@@ -106,13 +133,14 @@ def test_an_unknown_error_is_named_and_not_quoted() -> None:
 def test_the_names_are_those_of_the_libraries() -> None:
     """They are matched by name, so a library that renames one must be noticed."""
     import botocore.exceptions
+    import httpx
     import openai
     import strands.types.exceptions
 
-    from haltline.failures import _BY_NAME
+    from haltline import failures
 
-    libraries = (strands.types.exceptions, botocore.exceptions, openai)
-    assert [name for name in _BY_NAME if not any(hasattr(library, name) for library in libraries)] == []
+    libraries = (strands.types.exceptions, botocore.exceptions, openai, httpx, failures)
+    assert [name for name in failures._BY_NAME if not any(hasattr(library, name) for library in libraries)] == []
 
 
 # ---- what an error wraps

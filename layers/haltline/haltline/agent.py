@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import json
@@ -26,16 +27,24 @@ from haltline.events import Text, TextJoiner, valid_text
 from haltline.history import repaired
 from haltline.models import load_object, make_model
 from haltline.runs import Usage
+from haltline.scripted import ScriptedModel
 from haltline.settings import Settings
 from haltline.unwinding import unwound
 
 # What a call of these providers holds open is closed when its task is cancelled; shown by tests.
 _CLOSES_WHEN_CANCELLED = ("local", "scripted")
 CHARACTERS_A_TOKEN = 4  # as Strands estimates, too
+# Until a call tells what it has used, no honest one is to be taken for one that ignores its limit: prose has some 4 to
+# 5 characters a token, and code, whose spaces are tokens by the dozen, stays below this over a whole answer.
+MOST_CHARACTERS_A_TOKEN = 2 * CHARACTERS_A_TOKEN
+ONE_TOKEN = 64  # characters; a single one may have many, where the limit is a few
 
 
 class AgentError(Exception):
     """The agent cannot run. The text is for a person and names the setting to change."""
+
+
+_LIMIT_REACHED = "The answer reached MAX_OUTPUT_TOKENS. Send another message to go on."
 
 
 class AgentTurn:
@@ -44,8 +53,12 @@ class AgentTurn:
     def __init__(self, agent: Agent, max_output_tokens: int, *, closes_upstream: bool) -> None:
         self._agent = agent
         self._limits: Any = {"output_tokens": max_output_tokens}
+        # Tokens that the calls before have left of the limit. A chunk of the scripted model, of any length, is one.
+        self._left = math.inf if isinstance(agent.model, ScriptedModel) else float(max_output_tokens)
+        self._made = 0  # characters that the call that is open has made: text, thoughts, what tools are called with
         self._partial: list[str] = []
         self._restored: list[Any] = []
+        self._cut_at: int | None = None  # how many messages the run leaves where it met its limit within one
         self._closes_upstream, self._calling = closes_upstream, False
         self._asked = 0  # tokens that the call that is open has read, as Strands estimates them
         self._told = 0  # output tokens that the provider has told of
@@ -100,23 +113,53 @@ class AgentTurn:
         self._agent.messages.extend(unseen)  # type: ignore[arg-type]
 
     async def events(self, message: str, invocation_state: dict[str, Any]) -> AsyncGenerator[Text, None]:
-        """Run the agent on the user's message. Ends when the agent does; raises what the agent raises."""
-        joiner, last = TextJoiner(), None
+        """Run the agent on the user's message. Ends when the agent does; raises what the agent raises.
+
+        Raises: AgentError too, once the run has made more than it may: Strands looks only between two calls.
+        """
+        joiner, last, over = TextJoiner(), None, 0
         self._restored = list(self._agent.messages)
-        async for event in self._agent.stream_async(message, invocation_state=invocation_state, limits=self._limits):
-            if "data" in event:
-                if text := joiner.add(event["data"]):
-                    yield Text(text)
-            elif "message" in event:
-                if rest := joiner.flush():
-                    yield Text(rest)
-                self._partial.clear()
-                self._note_usage()
-                last = event["message"]
-            elif "result" in event:
-                self._conclude(event["result"])
-                if self.stopped_itself and (words := self._last_words(last)):
-                    yield Text(words)
+        try:
+            async for event in self._agent.stream_async(
+                message, invocation_state=invocation_state, limits=self._limits
+            ):
+                if over:
+                    continue  # what the agent says on its way out
+                if "event" in event:
+                    text, made = _made_by(event["event"])
+                    self._made += made
+                    if (over := self._over()) > 0:
+                        # Before Strands tells it as "data". From here on all unwinds as where a run is halted, and
+                        # whatever is still put into the history nobody has seen.
+                        self._cut_at = len(self._agent.messages)
+                        if rest := joiner.add(text[:-over]):
+                            yield Text(rest)
+                        _this_task().cancel()
+                elif "data" in event:
+                    if text := joiner.add(event["data"]):
+                        yield Text(text)
+                elif "message" in event:
+                    if rest := joiner.flush():
+                        yield Text(rest)
+                    self._partial.clear()
+                    self._note_usage()
+                    last = event["message"]
+                elif "result" in event:
+                    self._conclude(event["result"])
+                    if self.stopped_itself and (words := self._last_words(last)):
+                        yield Text(words)
+        except asyncio.CancelledError as cut:
+            cut.with_traceback(None)  # its frames hold generators, which are to be closed while this is a cancellation
+            if not over or _this_task().uncancel():  # the run was halted, too
+                raise
+            raise AgentError(_LIMIT_REACHED) from None
+        if over:
+            _this_task().uncancel()
+            raise AgentError(_LIMIT_REACHED)
+
+    def _over(self) -> int:
+        """Characters beyond those that the call that is open may make."""
+        return int(max(0, self._made - self._left * MOST_CHARACTERS_A_TOKEN - ONE_TOKEN))
 
     def seen(self, text: str) -> None:
         """Note that the user has this piece of the message under way: a halted run's history keeps just that."""
@@ -125,6 +168,8 @@ class AgentTurn:
 
     def _note_usage(self) -> None:
         told = self._agent.event_loop_metrics.accumulated_usage["outputTokens"]
+        self._left -= max(told - self._told, self._made / MOST_CHARACTERS_A_TOKEN)  # some tell nothing, or too little
+        self._made = 0
         if told > self._told:
             self._told, self._untold = told, 0
 
@@ -141,7 +186,7 @@ class AgentTurn:
         # `strands_tools.stop`, the older of the stop tools, leaves only this mark.
         self.stopped_itself = reason == "cancelled" or bool((result.state or {}).get("stop_event_loop"))
         if reason.startswith("limit_"):
-            raise AgentError("The answer reached MAX_OUTPUT_TOKENS. Send another message to go on.")
+            raise AgentError(_LIMIT_REACHED)
         if reason == "interrupt":
             raise AgentError("The agent asked for a person's decision (an interrupt), which this chat cannot give.")
 
@@ -162,10 +207,28 @@ class AgentTurn:
         return valid_text(json.dumps(taken.to_dict(), ensure_ascii=False, default=_as_json))
 
     def _repair(self, message: str) -> None:
-        history: Any = list(self._agent.messages)
+        history: Any = self._agent.messages[: self._cut_at]
         if len(history) == len(self._restored) and all(a is b for a, b in zip(history, self._restored, strict=True)):
             history.append({"role": "user", "content": [{"text": message}]})  # halted before the agent took it in
         self._agent.messages = repaired(history, "".join(self._partial))  # type: ignore[assignment]
+
+
+def _made_by(chunk: Any) -> tuple[str, int]:
+    """The text in a model's event, and how many characters of any kind in it the model has made."""
+    if "contentBlockDelta" in chunk:
+        said = chunk["contentBlockDelta"]["delta"]
+        text = str(said.get("text") or "")
+        other = said.get("toolUse", {}).get("input") or said.get("reasoningContent", {}).get("text") or ""
+        return text, len(text) + len(other)
+    if "contentBlockStart" in chunk:
+        return "", len(chunk["contentBlockStart"].get("start", {}).get("toolUse", {}).get("name", ""))
+    return "", 0
+
+
+def _this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - called from a coroutine
+    return task
 
 
 def _as_json(value: Any) -> Any:

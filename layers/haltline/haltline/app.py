@@ -149,7 +149,7 @@ def _add_error_answers(app: FastAPI) -> None:
         async def handler(_: Request, error: Exception) -> JSONResponse:
             if status >= 500:
                 logger.warning("error=<{}: {}> | answered {}", type(error).__name__, error, status)
-            return JSONResponse({"detail": detail}, status, headers)
+            return JSONResponse({"detail": detail.format(error)}, status, headers)
 
         app.add_exception_handler(kind, handler)
 
@@ -157,7 +157,7 @@ def _add_error_answers(app: FastAPI) -> None:
     answer(ChatBusy, 409, "The chat has a live run. Stop it first, or send with ?if_running=stop.")
     answer(RunIdUsed, 409, "This run_id names a run that has ended. Make a new one for each message.")
     answer(BusUnavailable, 503, "The signal bus (Redis) cannot be reached. Nothing was done; try again.", again)
-    answer(ChatStoreError, 503, "The session store cannot be reached. Nothing was done; try again.", again)
+    answer(ChatStoreError, 503, "The session store failed: {}.", again)
     answer(Draining, 503, "This replica is shutting down. Try again.", again)
     app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import struct
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,22 +22,25 @@ import botocore.session
 from botocore import UNSIGNED
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.credentials import Credentials
-from botocore.eventstream import EventStreamBuffer
+from botocore.eventstream import EventStreamBuffer, ParserError
 from botocore.exceptions import BotoCoreError, ConnectionClosedError, ReadTimeoutError
 from botocore.exceptions import ConnectionError as AnyConnectionError
 from botocore.utils import get_environ_proxies
 from strands.models import BedrockModel
 from strands.types.content import Messages, SystemContentBlock
+from strands.types.exceptions import ModelThrottledException
 from strands.types.streaming import StreamEvent
 from strands.types.tools import ToolChoice, ToolSpec
 
 from haltline.bedrock_connection import Connection, Connections
 from haltline.bedrock_frames import Frames
 from haltline.bridge import Flow
+from haltline.failures import AnswerBrokenOff
 from haltline.runs import live_token
 
 CANCEL_LOOK = 0.2  # seconds between looks at Strands' own cancel signal, which nothing but looking can tell
 LONGEST_BACK_OFF = 20.0  # seconds
+TURN = 0.005  # seconds that events which have arrived together may keep all else waiting
 _ATTEMPTS = {"legacy": 5, "standard": 3}  # as botocore documents them, where AWS_MAX_ATTEMPTS is not set
 _PASSING_STATUS = (429, 500, 502, 503, 504, 509)
 _PASSING_CODES = (  # of its legacy and its standard mode
@@ -97,7 +101,10 @@ class StoppableBedrockModel(BedrockModel):
         structured_output_model: Any = None,
         **kwargs: Any,
     ) -> AsyncGenerator[StreamEvent, None]:
-        """As BedrockModel.stream. Raises: RunStopped as well, in a thread whose run was stopped."""
+        """As BedrockModel.stream, but what is no whole answer is told, and not begun anew where some of it was said.
+
+        Raises: AnswerBrokenOff as well; RunStopped, in a thread whose run was stopped.
+        """
         if system_prompt and system_prompt_content is None:
             system_prompt_content = [{"text": system_prompt}]
         trailing = kwargs.get("dynamic_trailing_blocks", 0)
@@ -122,12 +129,21 @@ class StoppableBedrockModel(BedrockModel):
             flow = Flow(work, call)
             call.flow = flow
             events = flow.events()
+            said = whole = False
             try:
                 async for event in events:
+                    said = said or "contentBlockDelta" in event
+                    whole = whole or "messageStop" in event
                     yield event
+                if not whole:
+                    raise AnswerBrokenOff
             except RunStopped:
                 if not (cancel_signal and cancel_signal.is_set()):
                     raise
+            except ModelThrottledException as error:
+                if said:  # Strands would have the model say it once more, behind what the user has seen
+                    raise AnswerBrokenOff from error
+                raise
             finally:
                 await events.aclose()
 
@@ -288,20 +304,52 @@ class _Events:
         self._stream, self._call = stream, call
 
     def __iter__(self) -> Iterator[Any]:
-        frames, buffer = Frames(), EventStreamBuffer()
+        frames, buffer, loop = Frames(), EventStreamBuffer(), asyncio.get_running_loop()
         while chunk := self._call.read():
+            until = loop.time() + TURN
             for part in frames.feed(chunk):
+                if loop.time() > until:
+                    self._call.wait(asyncio.sleep(0))
+                    until = loop.time() + TURN
                 if isinstance(part, dict):
                     yield part
                     continue
-                buffer.add_data(part)
-                for message in buffer:
-                    if event := self._stream._parse_event(message):
-                        yield event
+                yield from self._parsed(buffer, part)
+
+    def _parsed(self, buffer: EventStreamBuffer, part: bytes) -> list[Any]:
+        """What botocore makes of frames. Raises: AnswerBrokenOff where that is nothing, ClientError as it is told."""
+        try:
+            buffer.add_data(part)
+            events = [event for message in buffer if (event := self._stream._parse_event(message))]
+        except (ParserError, struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise AnswerBrokenOff from error
+        if not all(map(_in_order, events)):
+            raise AnswerBrokenOff
+        return events
 
     def close(self) -> None:
         """Close the connection, unless all has been read."""
         self._stream.close()
+
+
+_HOLDS = {
+    "messageStart": "role",
+    "contentBlockStart": "start",
+    "contentBlockDelta": "delta",
+    "messageStop": "stopReason",
+}
+
+
+def _in_order(event: dict[str, Any]) -> bool:
+    """Whether it holds what Strands takes for granted: botocore makes an empty event of JSON that is none."""
+    for kind, payload in event.items():
+        if (held := _HOLDS.get(kind)) and not payload.get(held):
+            return False
+        if kind == "contentBlockDelta":
+            said = payload["delta"]
+            texts = (said.get("text", ""), said.get("toolUse", {}).get("input", ""))
+            return all(isinstance(text, str) for text in texts)
+    return True
 
 
 # ---- what botocore asks

@@ -34,6 +34,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 IDLE_CONNECTIONS = 100
 IDLE_SECONDS = 60.0  # a connection that was idle for longer is not used again
+LONGEST_HEAD = 256 * 1024  # bytes, about: what comes before a body is not kept for ever
 UNREAD = 64 * 1024  # bytes of a response that may wait for a slow reader before the connection is read no further
 
 
@@ -58,6 +59,7 @@ class Connection(asyncio.Protocol):
         self.status = 0
         self.headers: dict[str, str] = {}
         self._has_head = self._complete = self._reusable = False
+        self._before_body = 0  # bytes
         self._unread: list[bytes] = []
         self._size = 0  # of these
 
@@ -243,6 +245,10 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             self.abort(self._closed_error(error))
+        if not self._has_head:
+            self._before_body += len(data)
+            if self._before_body > LONGEST_HEAD:
+                self.abort(self._closed_error("its headers have no end"))
         if self._size > UNREAD and self._transport is not None and not self._closed:
             self._transport.pause_reading()
         self._wake()

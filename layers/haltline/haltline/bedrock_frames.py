@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 _PRELUDE = struct.Struct("!III")  # length of the frame, length of its headers, checksum of both
 _SUM = struct.Struct("!I")
 _LEAST = _PRELUDE.size + _SUM.size
 _HEADERS = (b"\x0b:event-type\x07\x00\x11contentBlockDelta", b"\x0d:message-type\x07\x00\x05event")
+_LONGEST = 24 * 1024 * 1024  # bytes; botocore refuses a longer payload
 _FIELDS = {"contentBlockIndex", "delta", "p"}  # p pads a frame, to hide how long its text is
 
 Event = dict[str, Any]
@@ -29,36 +29,43 @@ class Frames:
     """One response. Whatever is no plain text, or cannot be read, is passed on: botocore knows what to make of it."""
 
     def __init__(self) -> None:
-        self._rest = b""  # a frame that is not whole yet
+        self._rest: list[bytes] = []  # a frame that is not whole yet
+        self._size, self._wanted = 0, 0  # bytes of it that are there, and from which on it is worth a look
 
     def feed(self, data: bytes) -> list[Event | bytes]:
         """What is whole now, in its order: events of text, and frames of all else."""
         if self._rest:
-            data, self._rest = self._rest + data, b""
+            self._rest.append(data)
+            self._size += len(data)
+            if self._size < self._wanted:  # joined once, or a large frame would be copied for each of its parts
+                return []
+            data, self._rest = b"".join(self._rest), []
         found: list[Event | bytes] = []
-        for frame in self._whole(data):
-            event = _text_in(frame)
-            if event is None:
-                found.append(frame)
-            elif found and isinstance(last := found[-1], dict) and _block(last) == _block(event):
-                last["contentBlockDelta"]["delta"]["text"] += event["contentBlockDelta"]["delta"]["text"]
-            else:
-                found.append(event)
-        return found
-
-    def _whole(self, data: bytes) -> Iterator[bytes]:
         at = 0
         while len(data) - at >= _LEAST:
             length, _, checksum = _PRELUDE.unpack_from(data, at)
-            # No frame: nothing can be told of what follows, and a length that is wrong might be waited for to the end.
-            if length < _LEAST or zlib.crc32(data[at : at + 8]) != checksum:
-                yield data[at:]
-                return
+            # No frame: nothing can be told of what follows, and what is not to come might be waited for to the end.
+            if not _LEAST <= length <= _LONGEST or zlib.crc32(data[at : at + 8]) != checksum:
+                found.append(data[at:])
+                return found
             if at + length > len(data):
                 break
-            yield data[at : at + length]
+            self._add(found, data[at : at + length])
             at += length
-        self._rest = data[at:]
+        if at < len(data):
+            self._rest, self._size = [data[at:]], len(data) - at
+            self._wanted = length if self._size >= _LEAST else _LEAST
+        return found
+
+    @staticmethod
+    def _add(found: list[Event | bytes], frame: bytes) -> None:
+        event = _text_in(frame)
+        if event is None:
+            found.append(frame)
+        elif found and isinstance(last := found[-1], dict) and _block(last) == _block(event):
+            last["contentBlockDelta"]["delta"]["text"] += event["contentBlockDelta"]["delta"]["text"]
+        else:
+            found.append(event)
 
 
 def _block(event: Event) -> Any:

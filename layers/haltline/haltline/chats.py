@@ -75,6 +75,10 @@ class ChatStoreError(Exception):
     """The store could not be read or written. What it held before is intact."""
 
 
+class ChatDamaged(ChatStoreError):
+    """What lies there is no chat. Unlike any other failure it does not pass, so such a chat can be deleted."""
+
+
 class ChatStore(Protocol):
     """Where chats lie. Every verb raises ChatStoreError when the store fails."""
 
@@ -135,7 +139,8 @@ class FileChatStore(ThreadedStore):
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self._directory, self._locks = directory, directory / ".locks"
+        self._device: int | None = None  # the file system that the store was seen on
 
     def prepare(self) -> None:
         """Make the directory where there is none. Raises: ChatStoreError when nothing can be written into it."""
@@ -143,6 +148,7 @@ class FileChatStore(ThreadedStore):
             self._directory.mkdir(parents=True, exist_ok=True)
             os.scandir(self._directory).close()
             tempfile.TemporaryFile(dir=self._directory).close()
+            self._make_locks()
         except FileExistsError as error:
             raise ChatStoreError("there is a file in its place") from error
         except OSError as error:
@@ -160,9 +166,12 @@ class FileChatStore(ThreadedStore):
                 document._file = known_by
                 return document
         except FileNotFoundError:
+            self._check_there()
             return ChatDocument(chat_id=chat_id)
-        except (OSError, ValueError, ValidationError) as error:
-            raise ChatStoreError(f"{path.name} cannot be read: {type(error).__name__}") from error
+        except OSError as error:
+            raise ChatStoreError(f"the chat cannot be read: {error.strerror}") from error
+        except (ValueError, ValidationError) as error:
+            raise ChatDamaged("the chat's document is damaged") from error
 
     def _save(self, document: ChatDocument) -> None:
         path = self._path(document.chat_id)
@@ -200,7 +209,7 @@ class FileChatStore(ThreadedStore):
         with self._locked(path):
             try:
                 version = self._load(document.chat_id).version
-            except ChatStoreError:
+            except ChatDamaged:
                 version = UNREADABLE
             if version != document.version:
                 raise VersionConflict(document.chat_id)
@@ -208,32 +217,54 @@ class FileChatStore(ThreadedStore):
 
     def _scan(self) -> list[tuple[str, int, float]]:
         found = []
+        self._check_there()
         try:
-            names = os.listdir(self._directory)
+            for path in (self._directory / name for name in os.listdir(self._directory) if name.endswith(".json")):
+                try:
+                    document = document_of(path.read_bytes())
+                    found.append((document.chat_id, len(document.messages), path.stat().st_mtime))
+                except (FileNotFoundError, IsADirectoryError, ValueError):
+                    continue  # deleted meanwhile, or not one of ours
         except FileNotFoundError:
             return []
-        except OSError as error:
-            raise ChatStoreError(f"the session store cannot be listed: {error.strerror or error}") from error
-        for path in (self._directory / name for name in names if name.endswith(".json")):
-            try:
-                document = document_of(path.read_bytes())
-                found.append((document.chat_id, len(document.messages), path.stat().st_mtime))
-            except (OSError, ValueError):
-                continue  # deleted meanwhile, or not one of ours
+        except OSError as error:  # of any file: a list that lacks chats would be taken for the whole
+            raise ChatStoreError(f"the session store cannot be listed: {error.strerror}") from error
         return found
+
+    def _check_there(self) -> None:
+        """Called where something was not found. Raises: ChatStoreError where the store that was here is gone.
+
+        Otherwise a directory that was moved away, or whose volume is not mounted, would be one of new chats.
+        """
+        if self._device is None or os.path.exists(self._locks):
+            return
+        try:
+            there = os.stat(self._directory).st_dev == self._device  # else it was emptied, which is not for us to judge
+        except OSError:
+            there = False
+        if not there:
+            raise ChatStoreError("the session store's directory (SESSION_DIR) is gone")
+
+    def _make_locks(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._locks.mkdir(exist_ok=True)
+        self._device = os.stat(self._directory).st_dev
 
     @contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
         """Hold the lock of a chat among all processes. 256 lock files serve all chats."""
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            locks = self._directory / ".locks"
-            locks.mkdir(exist_ok=True)
-            with (locks / path.name[:2]).open("ab") as lock:
+            try:
+                lock = (self._locks / path.name[:2]).open("ab")
+            except FileNotFoundError:
+                self._check_there()
+                self._make_locks()
+                lock = (self._locks / path.name[:2]).open("ab")
+            with lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
         except OSError as error:
-            raise ChatStoreError(f"the session store cannot be written: {error.strerror or error}") from error
+            raise ChatStoreError(f"the session store cannot be written: {error.strerror}") from error
 
 
 def _known_by(file: IO[bytes]) -> tuple[int, int, int]:

@@ -17,7 +17,15 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from haltline.aws import Client
-from haltline.chats import UNREADABLE, ChatDocument, ChatStoreError, ThreadedStore, VersionConflict, document_of
+from haltline.chats import (
+    UNREADABLE,
+    ChatDamaged,
+    ChatDocument,
+    ChatStoreError,
+    ThreadedStore,
+    VersionConflict,
+    document_of,
+)
 
 PREFIX, SUFFIX = "chats/", ".json"
 SCAN_AT_ONCE = 16  # chats that a scan reads together
@@ -143,7 +151,7 @@ class S3ChatStore(ThreadedStore):
         if found:
             try:
                 version = _document(*found).version
-            except ChatStoreError:
+            except ChatDamaged:
                 version = UNREADABLE
         if version != document.version:
             raise VersionConflict(document.chat_id)
@@ -175,7 +183,7 @@ class S3ChatStore(ThreadedStore):
         content = self._read(chat_id) if listed["Key"] == f"{PREFIX}{chat_id}{SUFFIX}" else None
         try:
             return (chat_id, len(_document(*content).messages), listed["LastModified"].timestamp()) if content else None
-        except ChatStoreError:
+        except ChatDamaged:
             return None
 
 
@@ -183,7 +191,7 @@ def _document(body: bytes, etag: str) -> ChatDocument:
     try:
         document = document_of(body)
     except (ValueError, ValidationError) as error:
-        raise ChatStoreError(f"the chat cannot be read: {type(error).__name__}") from error
+        raise ChatDamaged("the chat's document is damaged") from error
     document._etag = etag
     return document
 

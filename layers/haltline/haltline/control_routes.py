@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from loguru import logger
 
 from haltline.chat_index import BadCursor
-from haltline.chats import UNREADABLE, ChatDocument, ChatStoreError, VersionConflict
+from haltline.chats import UNREADABLE, ChatDamaged, ChatDocument, VersionConflict
 from haltline.inputs import (
     ArrivalOf,
     BulkStopRequest,
@@ -171,7 +171,7 @@ async def _delete(resources: Resources, run: Run) -> bool:
     try:
         try:
             document = await resources.store.load(run.chat_id)
-        except ChatStoreError:
+        except ChatDamaged:
             document = ChatDocument(chat_id=run.chat_id, version=UNREADABLE)
         # It may have stood still for so long that another run took the chat. What that one wrote is not meant.
         if not await resources.bus.holds(run):

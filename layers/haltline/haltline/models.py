@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any, cast
 
 from strands.models import Model
+from strands.types.streaming import StreamEvent
 
+from haltline.failures import AnswerBrokenOff
 from haltline.scripted import ScriptedModel
 from haltline.settings import Settings, SettingsError
 
@@ -58,9 +61,24 @@ def _local(settings: Settings) -> Model:
         def format_request(self, messages: Any, tool_specs: Any = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
             return dict(super().format_request(messages, None, *args, **kwargs))
 
+        async def stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[StreamEvent, None]:
+            async with aclosing(super().stream(*args, **kwargs)) as events:
+                try:
+                    async for event in events:
+                        yield event
+                except ValueError as error:  # what was said is no JSON, or no UTF-8
+                    raise AnswerBrokenOff from error
+
+        def format_chunk(self, event: dict[str, Any], **kwargs: Any) -> StreamEvent:
+            # What Strands makes of an answer that said nothing of its end; those that do say "stop" and the like.
+            if event["chunk_type"] == "message_stop" and event["data"] == "end_turn":
+                raise AnswerBrokenOff
+            return super().format_chunk(event, **kwargs)
+
     # Closed by no one: it lives as long as the process. One client, or each call would set up TLS anew. It tries again,
     # for some seconds in all, while the model is still loading or its server is being started again.
     client = AsyncOpenAI(base_url=settings.local_model_url, api_key="none", max_retries=3)
+    _ = client.chat.completions  # imports for 0.6 s; in the first run all others would wait for it
     params = {"max_tokens": settings.max_output_tokens, "temperature": 0.7, "frequency_penalty": 0.4}
     return LocalModel(client=client, model_id=settings.local_model_id, params=params)
 

@@ -129,7 +129,7 @@ _ERRORS = {
         "Too many stops of one client wait here. This one was not stored; try again.",
     ),
     503: (
-        "The signal bus (Redis) or the session store cannot be reached. Nothing was done.",
+        "The signal bus (Redis) cannot be reached, or the session store failed.",
         "The signal bus (Redis) cannot be reached. Nothing was done; try again.",
     ),
 }

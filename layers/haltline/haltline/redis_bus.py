@@ -408,9 +408,14 @@ class RedisBus:
 
     async def check(self) -> None:
         """See `signals.SignalBus.check`."""
-        await self.ping()
-        async with reachable():
-            await self.redis.set(f"{scripts.pulse_key(self.replica_id)}:ping", "", px=1000)
+        answered = False
+        try:
+            await self.ping()
+            async with reachable():
+                await self.redis.set(f"{scripts.pulse_key(self.replica_id)}:ping", "", px=1000)
+            answered = True
+        finally:  # while there is no run, no pulse tells
+            self._metrics.bus_up(answered and self.watch.standing)
 
     async def _record(self, chat_id: str) -> dict[str, Any]:
         async with reachable():

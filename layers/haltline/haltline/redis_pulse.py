@@ -45,6 +45,7 @@ class Pulse:
         self.busy = asyncio.Event()
         self._vouched_at = 0.0  # time.monotonic() when the last pulse that was confirmed was sent
         self._unanswered_at = float("-inf")  # the same clock, when the last one failed
+        self._lost_at = float("inf")  # the same clock, when the first of those was sent that have failed since
         self._lock = asyncio.Lock()
         self._asked, self._pulsed = 0, 0
         self.lapses = 0  # times that no pulse was confirmed for as long as one lives
@@ -83,11 +84,13 @@ class Pulse:
             await self._redis.set(scripts.pulse_key(self._replica_id), names, px=PULSE_TTL_MS)
             lapsed = time.monotonic() - self._vouched_at > LIFE
             self.lapses += lapsed
-            self._pulsed, self._vouched_at = covered, sent
+            self._pulsed, self._vouched_at, self._lost_at = covered, sent, float("inf")
         self._metrics.bus_up(True)
         if lapsed and any(run.claim for run in self.runs.values()):
             self._hold()
             self._lapsed.set()
+        elif lapsed:  # those that were held have ended
+            self._let_go()
 
     @property
     def certain(self) -> bool:
@@ -122,14 +125,16 @@ class Pulse:
             await asyncio.sleep(pause)  # first: whoever added a run has pulsed for it
             if not self.runs:
                 continue
+            sent = time.monotonic()
             if not await tried("pulse", self.beat()):
-                self._unanswered_at = time.monotonic()
+                self._lost_at, self._unanswered_at = min(self._lost_at, sent), time.monotonic()
                 self._metrics.bus_up(False)
                 if self._loss_grace is None:
                     self._let_go()
             unheard = time.monotonic() - self._vouched_at
             pause = PULSE_AGAIN if unheard > PULSE_AGAIN else PULSE_EVERY
-            if self._loss_grace is not None and unheard > max(self._loss_grace, PULSE_AGAIN):
+            # Not since the last pulse: the bus may have been there until just before this one.
+            if self._loss_grace is not None and time.monotonic() - self._lost_at > self._loss_grace:
                 for run in list(self.runs.values()):
                     run.token.stop(StopReason.SIGNAL_LOST)
 

@@ -65,6 +65,7 @@ class Watch:
         self._settled.set()
         self._settling: asyncio.Task[None] | None = None
         self._server = ""  # who answered last
+        self._has_put_back = False
         self._failures = 0  # of the subscription, in a row
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listening: asyncio.Task[None] | None = None
@@ -103,6 +104,11 @@ class Watch:
         if not self._standing.is_set():
             async with asyncio.timeout(SUBSCRIBE_TIMEOUT):
                 await self._standing.wait()
+
+    @property
+    def standing(self) -> bool:
+        """Whether pushes reach us."""
+        return self._standing.is_set()
 
     # ---- a bus that came back
     @property
@@ -154,7 +160,10 @@ class Watch:
             await tried("look", self.look())
 
     async def look(self) -> None:
-        """Read mailbox, record and named stop of every run that holds its chat, in one command."""
+        """Read mailbox, record and named stop of every run that holds its chat, in one command.
+
+        Where records had to be put back it looks once more: a stop that was stored before found nobody to push it to.
+        """
         # Only runs that held their chat before the command is sent: BEGIN has consumed older stops of theirs.
         runs = [(run, run.claim) for run in self._pulse.runs.values() if run.claim and not run.ending]
         if not runs:
@@ -164,6 +173,9 @@ class Watch:
             if run.nonce in self._pulse.runs and run.claim == claim and not run.ending:
                 said = (as_text(value) for value in values[3 * i : 3 * i + 3])
                 await tried("look at one run", self._decide(run, *said))
+        if self._has_put_back:
+            self._has_put_back = False
+            await self.look()
 
     async def _decide(self, run: Run, mailbox: str | None, raw: str | None, named: str | None) -> None:
         record = json.loads(raw) if raw else {}
@@ -174,7 +186,9 @@ class Watch:
             self._metrics.bus_forgot("record")
             if self._settled.is_set():  # a fail-over that no connection has seen
                 self._came_back()
-            if not await self._put_back(run):
+            if await self._put_back(run):
+                self._has_put_back = True
+            else:
                 run.token.stop(StopReason.TAKEN)
         elif record.get("nonce") != run.nonce:
             logger.warning("chat_id=<{}> run_id=<{}> | the chat is another run's now", run.chat_id, run.run_id)

@@ -226,6 +226,7 @@ class Aftermath:
     """What was found after the bus had come back, each list of what is wrong."""
 
     seed: int
+    phases: list[float] = field(default_factory=list)  # seconds that each part of the scenario took
     halted_after: dict[str, float] = field(default_factory=dict)  # seconds from its first PONG to the closing frame
     records_after: float = 0.0
     wrong_verdicts: list[str] = field(default_factory=list)
@@ -260,6 +261,11 @@ def aftermath(request: pytest.FixtureRequest, bus: Bus) -> Aftermath:
 
 async def _returns(bus: Bus, how: str, emptied: bool, seed: int, rnd: random.Random) -> Aftermath:
     found = Aftermath(seed)
+    began = time.monotonic()
+
+    def passed() -> None:
+        found.phases.append(round(time.monotonic() - began - sum(found.phases), 2))
+
     async with contextlib.AsyncExitStack() as stack:
         http = await stack.enter_async_context(http_client())
         before = {
@@ -286,6 +292,7 @@ async def _returns(bus: Bus, how: str, emptied: bool, seed: int, rnd: random.Ran
             await stop(http, bus.replicas[n % 2], chat_id)
         for n, (chat_id, run_id) in enumerate(named):
             await stop(http, bus.replicas[n % 2], chat_id, run_id=run_id)
+        passed()
         meant, others = chats[::2], chats[1::2]
         rnd.shuffle(meant)
         async with knocking(http, bus.replicas, others[:3]) as found.second_runs:
@@ -300,28 +307,32 @@ async def _returns(bus: Bus, how: str, emptied: bool, seed: int, rnd: random.Ran
                     bus.server.wipe()
                 bus.server.start()
                 back = await bus.server.answers()
+            passed()
             await asyncio.gather(
                 *(_stopped_again(http, bus, live, rnd, found, back) for live in meant),
                 _records_again(bus, others, found, back),
             )
             await _stops_again(bus, mailed, named, found)
             await asyncio.sleep(max(back + SETTLE + (1 if FULL else 0.2) - time.monotonic(), 0))
+        passed()
         for chat_id in mailed:
             await _must_be_halted(http, rnd.choice(bus.replicas), chat_id, new_run(), left, found)
         for chat_id, run_id in named:
             await _must_be_halted(http, rnd.choice(bus.replicas), chat_id, run_id, {}, found)
+        passed()
         grew = await asyncio.gather(*(live.grows(2) for live in others))
         found.ended_or_torn = [
             str(live) for live, more in zip(others, grew, strict=True) if not more or live.closing or not live.whole
         ]
         for what, count in before.items():
             now = await counted(http, bus.replicas, "haltline_bus_forgot_total", what=what)
-            setattr(found, f"forgot_{what}s", now - count)
+            setattr(found, f"forgot_{what}s", max(now, 0) - count)
         found.returns = await counted(http, bus.replicas, "haltline_bus_returns_total")
         for live in others:
             if not live.closing:
                 await stop(http, rnd.choice(bus.replicas), live.chat_id, wait="5")
         found.damaged = damaged(bus.stack.session_dir)
+        passed()
     print(found)
     return found
 

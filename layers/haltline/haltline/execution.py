@@ -173,6 +173,8 @@ class Execution:
     async def _ended(self, error: BaseException | None) -> Receipt:
         """The agent came first."""
         run = self.run
+        if isinstance(error, VersionConflict):
+            return await self._finish(Outcome.LOST, StopReason.TAKEN, Failed(_WHY[StopReason.TAKEN]))
         if error is not None:
             logger.opt(exception=error).warning("chat_id=<{}> run_id=<{}> | the run failed", run.chat_id, run.run_id)
             why = explain(error)
@@ -243,7 +245,7 @@ class Execution:
             )
             saved, frame = False, Failed("The answer could not be saved: Redis cannot be reached.")
         except VersionConflict:
-            outcome, saved, frame = Outcome.LOST, False, Failed("The chat was taken by another run; nothing was saved.")
+            outcome, saved, frame = Outcome.LOST, False, Failed(_WHY[StopReason.TAKEN])
         except ChatStoreError as failure:
             logger.error(
                 "chat_id=<{}> run_id=<{}> error=<{}> | the answer was not saved", run.chat_id, run.run_id, failure

@@ -141,6 +141,7 @@ class RedisBus:
                 except _LOST:
                     await self.watch.recognise()
                     await self.watch.until_settled()
+                    await self.pulse.add(run)
                     answer = await ask()  # it may hold the chat already: the script knows its nonce
         except BaseException:
             self.pulse.remove(run)
@@ -178,7 +179,9 @@ class RedisBus:
         """
         told = json.dumps({"chat_id": run.chat_id, **asdict(receipt)})
         say = partial(
-            self._end, keys=scripts.keys(run.chat_id, run.run_id), args=[run.run_id, run.nonce, told, self._stop_ttl]
+            self._end,
+            keys=scripts.keys(run.chat_id, run.run_id),
+            args=[run.run_id, run.nonce, run.claim, told, self._stop_ttl],
         )
         try:
             async with reachable():

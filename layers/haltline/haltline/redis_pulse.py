@@ -57,10 +57,12 @@ class Pulse:
         return asyncio.create_task(self._keep_beating()), asyncio.create_task(self._keep_claiming())
 
     async def add(self, run: Run) -> None:
-        """Vouch for a run before it takes its chat. Raises: TimeoutError, RedisError."""
+        """Vouch for a run before it takes its chat; on return the pulse names it. Raises: TimeoutError, RedisError."""
         self.runs[run.nonce] = run
         self.busy.set()
         await self.beat()
+        while time.monotonic() - self._vouched_at > LIFE:  # this process stood still before it had the reply
+            await self.beat()
 
     def remove(self, run: Run) -> None:
         """Vouch for it no longer."""

@@ -175,22 +175,25 @@ return {'closing'}
 """
 )
 
-# ARGV: run, nonce, receipt as JSON, ttl s. Not the claim, which may be raised meanwhile.
+# ARGV: run, nonce, claim last known, receipt as JSON, ttl s. Whose the record is says the nonce: the claim may be
+# raised meanwhile. Where it was forgotten, or is an older world's, the run ends all the same: none may put it back.
 END = (
     _HEAD
     + """
-if rec.nonce ~= ARGV[2] then
+local mine, known = rec.nonce == ARGV[2], tonumber(ARGV[3])
+if not mine and tonumber(rec.claim or '0') >= known then
   if rec.last and rec.last.run_id == ARGV[1] then return {'again'} end
   return {'lost'}
 end
-drain(tonumber(rec.a)) -- a request that came while this run was ending is not meant
+drain(mine and tonumber(rec.a) or 0) -- a request that came while this run was ending is not meant
 redis.call('DEL', KEYS[3])
-local receipt, waiters = cjson.decode(ARGV[3]), rec.waiters or {}
+if not mine then rec.claim = ARGV[3] end
+local receipt, waiters = cjson.decode(ARGV[4]), rec.waiters or {}
 for _, field in ipairs({'run', 'owner', 'nonce', 'a', 'door', 'closing', 'delete', 'stopped', 'waiters'}) do
   rec[field] = nil
 end
 rec.before, rec.last = rec.last, receipt
-save(ARGV[4])
+save(ARGV[5])
 for _, replica in ipairs(waiters) do tell(replica, {ended = receipt}) end
 return {'ended'}
 """

@@ -117,16 +117,15 @@ class Watch:
             async with asyncio.timeout(2 * SETTLE):
                 await self._settled.wait()
 
-    async def recognise(self) -> bool:
-        """Ask who answers. Whether it is another server than the last time, which then has to settle."""
+    async def recognise(self) -> None:
+        """Ask who answers. Another server than the last time has to settle. Raises: RedisError, OSError."""
         try:
             told = await self._redis.info("replication")
         except ResponseError:  # not every service tells
-            return False
+            return
         known, self._server = self._server, str(told.get("master_replid", ""))
-        if came_back := bool(known) and known != self._server:
+        if known and known != self._server:
             self._came_back()
-        return came_back
 
     def _came_back(self) -> None:
         logger.warning("seconds=<{}> | another signal bus than before answers, nothing begins while it settles", SETTLE)
@@ -134,7 +133,12 @@ class Watch:
         if self._settling is not None:
             self._settling.cancel()
         self._settling = self._keep(asyncio.create_task(self._settle()))
-        self._keep(asyncio.create_task(tried("stops of the last minute", self._put_back_stops())))
+        self._keep(asyncio.create_task(self._tell_what_we_know()))
+
+    async def _tell_what_we_know(self) -> None:
+        await tried("pulse", self._pulse.beat())  # also of no run: an older one may name those that have ended
+        await tried("look", self.look())
+        await tried("stops of the last minute", self._put_back_stops())
 
     async def _settle(self) -> None:
         await asyncio.sleep(SETTLE)
@@ -209,8 +213,7 @@ class Watch:
                 raise
 
     async def _subscription_stands(self) -> None:
-        if await self.recognise() and self._pulse.busy.is_set():
-            await tried("pulse", self._pulse.beat())
+        await self.recognise()
         self._failures = 0
         if asyncio.current_task() is self._listening:
             self._standing.set()

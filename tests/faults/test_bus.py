@@ -45,7 +45,7 @@ from tests.stack import Replica
 
 HI = script(chunks=["Hello"])
 RARELY = {"STOP_POLL_INTERVAL": "30"}  # so that the poll finds nothing that something else has to find
-GRACE, LONG_GRACE = (2, 9) if FULL else (1, 9)  # seconds
+GRACE, LONG_GRACE = 2, 9  # seconds
 LOSE = ({"SIGNAL_LOSS_GRACE": str(GRACE)}, {"SIGNAL_LOSS_POLICY": "continue", "SIGNAL_LOSS_GRACE": str(GRACE)})
 SETTLE = 2.5  # seconds in which a bus that came back is believed nothing
 
@@ -58,18 +58,17 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture(scope="session")
 def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bus]:
-    """A replica that polls, and one that hardly ever does.
-
-    In the short round they also differ in what they do without a bus; in the long one that is `loose`.
-    """
-    grace: tuple[dict[str, str], dict[str, str]] = ({}, {}) if FULL else LOSE
-    with running_bus(Path(tmp_path_factory.mktemp("bus")), grace[0], grace[1] | RARELY) as running:
+    """A replica that polls, and one that hardly ever does."""
+    with running_bus(Path(tmp_path_factory.mktemp("bus")), {}, RARELY) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def loose(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bus]:
-    """Replicas by what they do without a bus: they end runs, or let them go on; the third ends them after a pulse."""
+    """Replicas by what they do without a bus: they end runs, or let them go on; the third ends them after a pulse.
+
+    In the short round, where no loss lasts for so long, they are those of `bus`.
+    """
     if not FULL:
         yield request.getfixturevalue("bus")
         return
@@ -83,7 +82,7 @@ async def test_no_stop_is_lost_to_a_killed_subscription(
     bus: Bus, http: httpx.AsyncClient, rnd: random.Random, times: Callable[[int, int], int]
 ) -> None:
     """Stops just before, at and after the moment: the push is lost, the look on reconnection finds what is stored."""
-    rounds, lanes, at_once = times(3, 50), 2, times(5, 10)
+    rounds, lanes, at_once = times(3, 46), 2, times(5, 10)
     lost: list[str] = []
     took: list[float] = []
 
@@ -220,6 +219,211 @@ async def test_stops_sent_while_the_bus_pauses_are_never_said_to_be_what_they_ar
     assert damaged(bus.stack.session_dir) == []
 
 
+# ---- the bus stays away
+@dataclass
+class Loss:
+    """What happened while there was no bus, and what to make of it."""
+
+    how: str
+    seed: int
+    unhealthy_after: dict[str, float] = field(default_factory=dict)  # seconds, by replica
+    healthy_after: dict[str, float] = field(default_factory=dict)
+    slowest_health: float = 0.0
+    new_chats: list[int] = field(default_factory=list)  # what they were answered
+    stops_elsewhere: list[int] = field(default_factory=list)
+    ended: list[tuple[float, float, tuple[str, str] | None]] = field(default_factory=list)  # grace, after s, and how
+    kept_otherwise: list[str] = field(default_factory=list)
+    next_turn: list[Any] = field(default_factory=list)
+    went_on: list[bool] = field(default_factory=list)
+    stopped_by_owner: list[Any] = field(default_factory=list)
+    torn: list[str] = field(default_factory=list)
+    held_still: list[bool] = field(default_factory=list)  # of the replica with a long grace
+    held_metric: float = 0.0
+    up: tuple[float, float] = (-1.0, -1.0)  # the metric, without the bus and with it again
+    afterwards: list[str] = field(default_factory=list)  # wrong with those that went on
+    damaged: list[str] = field(default_factory=list)
+
+
+LOSSES = [("gone", 8.2), ("gone", 11.5), ("full", 8.2), ("a read-only copy", 8.2)]
+needs_long = pytest.mark.skipif(not FULL, reason="takes longer: in the long round")
+
+
+@pytest.fixture(scope="module", params=LOSSES if FULL else [("full", 0.3)], ids=str)
+def loss(request: pytest.FixtureRequest, loose: Bus) -> Loss:
+    seed, rnd = seeded()
+    return asyncio.run(asyncio.wait_for(_loses(loose, *request.param, seed, rnd), 60))
+
+
+@contextlib.asynccontextmanager
+async def _lost(bus: Bus, how: str) -> AsyncIterator[Callable[[], Awaitable[float]]]:
+    """Make the bus useless. Yields what makes it good again and tells when it was."""
+
+    async def start() -> float:
+        bus.server.start()
+        return await bus.server.answers()
+
+    async def mended(*command: Any) -> float:
+        async with bus.admin() as admin:
+            await admin.execute_command(*command)
+        return time.monotonic()
+
+    if how == "gone":
+        bus.server.end(9)
+        yield start
+        return
+    bad, good = {
+        "full": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+        # Of a server that is not there: it keeps its data and takes no writes.
+        "a read-only copy": (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    }[how]
+    await mended(*bad)
+    yield lambda: mended(*good)
+
+
+async def _loses(bus: Bus, how: str, seconds: float, seed: int, rnd: random.Random) -> Loss:
+    found = Loss(how, seed)
+    ending, going = bus.replicas[:2]
+    async with contextlib.AsyncExitStack() as stack:
+        http = await stack.enter_async_context(http_client())
+        chats = await stack.enter_async_context(load(http, bus.replicas, 4 * len(bus.replicas) if FULL else 6))
+        health = [await stack.enter_async_context(Sampled(http, replica)) for replica in bus.replicas]
+        of = {replica.name: [live for live in chats if live.replica is replica] for replica in bus.replicas}
+        await asyncio.sleep(rnd.uniform(0, 2 if FULL else 0.1))  # a moment between two pulses
+        at = time.monotonic()
+        back = await stack.enter_async_context(_lost(bus, how))
+        try:
+            if seconds > GRACE:
+                await asyncio.gather(*(live.ended(at + GRACE + 3.5 - time.monotonic()) for live in of[ending.name]))
+            for live in of[ending.name]:
+                found.ended.append((GRACE, live.closed_at - at if live.closing else 1e9, live.closing))
+            for replica in (ending, going):
+                answer = await http.post(f"{replica.url}/api/v1/chat/{new_chat()}", json={"message": HI})
+                found.new_chats.append(answer.status_code)
+            found.went_on = await asyncio.gather(*(live.grows(1) for live in of[going.name]))
+            stopped, *goes_on = of[going.name]
+            found.stops_elsewhere.append((await http.post(stop_url(ending, stopped.chat_id))).status_code)
+            answer = await http.post(stop_url(going, stopped.chat_id), params={"wait": "3"})
+            await stopped.ended(2)
+            found.stopped_by_owner = [answer.status_code, answer.json().get("status"), stopped.closing]
+            up = await counted(http, [ending], "haltline_bus_up")
+            held = [live for replica in bus.replicas[2:] for live in of[replica.name]]
+            if held:
+                await asyncio.sleep(max(at + 6.6 - time.monotonic(), 0))
+                seen = [live.words for live in held]
+                await asyncio.sleep(0.3)
+                found.held_still = [live.words == words for live, words in zip(held, seen, strict=True)]
+                found.held_metric = await counted(http, bus.replicas[2:], "haltline_runs_held")
+            await asyncio.sleep(max(at + seconds - time.monotonic(), 0))
+        finally:
+            returned = await back()
+        for live in of[ending.name] if seconds > GRACE else []:
+            entries = await messages_of(http, ending, live.chat_id)
+            assert live.turn is not None
+            if [entry["text"] for entry in entries[1:]] != [live.turn.text]:
+                found.kept_otherwise.append(f"{live}: {[entry['text'][-40:] for entry in entries[1:]]}")
+
+        async def healthy() -> bool:
+            return all(sampled.first(200, returned) < 1e9 for sampled in health)
+
+        with contextlib.suppress(TimeoutError):
+            await until(healthy, 5)
+        for sampled, replica in zip(health, bus.replicas, strict=True):
+            found.unhealthy_after[replica.name] = sampled.first(503, at)
+            found.healthy_after[replica.name] = sampled.first(200, returned)
+            found.slowest_health = max(found.slowest_health, *(came - asked for asked, came, _ in sampled.answers))
+        if seconds > 9:  # longer than any grace
+            for live in held:
+                found.ended.append((LONG_GRACE, live.closed_at - at if live.closing else 1e9, live.closing))
+        else:
+            goes_on += held
+        if seconds < GRACE:
+            goes_on += of[ending.name]
+        for live in goes_on:
+            if not await live.grows(3) or live.closing or not live.whole:
+                found.afterwards.append(f"{live} did not go on")
+            elif (await insisting_stop(http, ending, live.chat_id, wait="5"))["status"] != "stopped":
+                found.afterwards.append(f"{live} could not be stopped")
+        if seconds > GRACE:
+            turn = await say(http, going, of[ending.name][0].chat_id, HI)
+            found.next_turn = [turn.text, turn.closing]
+
+        async def up_again() -> bool:
+            return await counted(http, [ending], "haltline_bus_up") == 1
+
+        with contextlib.suppress(TimeoutError):  # /health is asked all the while, and there may be no run that pulses
+            await until(up_again, 2)
+        found.up = (up, await counted(http, [ending], "haltline_bus_up"))
+        found.torn = [str(live) for live in chats if not live.whole]
+        found.damaged = damaged(bus.stack.session_dir)
+    print(found)
+    return found
+
+
+@needs_long
+def test_runs_that_nobody_could_stop_end_with_a_reason_after_the_grace(loss: Loss) -> None:
+    assert loss.ended
+    for grace, after, closing in loss.ended:
+        assert closing is not None, loss
+        event, text = closing
+        assert (event, text[:8]) == ("error", "[ERROR] "), loss
+        assert "Redis was lost" in text, loss
+        assert "could stop the run" in text, loss
+        assert after < grace + 3.5, loss
+
+
+@needs_long
+def test_what_a_user_saw_of_such_a_run_is_kept_and_the_chat_goes_on(loss: Loss) -> None:
+    assert loss.kept_otherwise == [], loss
+    assert loss.next_turn == ["Hello", [DONE]], loss
+
+
+def test_runs_that_may_go_on_do_and_their_owner_can_stop_them(loss: Loss) -> None:
+    assert all(loss.went_on), loss
+    assert loss.stopped_by_owner == [200, "stopped", STOPPED], loss
+    assert loss.stops_elsewhere == [503], loss
+    assert loss.afterwards == [], loss
+    assert (loss.torn, loss.damaged) == ([], []), loss
+
+
+def test_without_a_bus_no_chat_begins(loss: Loss) -> None:
+    assert loss.new_chats == [503, 503], loss
+
+
+def test_health_tells_of_the_loss_and_of_the_return_within_a_second(loss: Loss) -> None:
+    assert max(loss.unhealthy_after.values()) < 1, loss
+    assert max(loss.healthy_after.values()) < 1, loss
+    assert loss.slowest_health < 1, loss
+
+
+def test_the_metric_tells_whether_the_bus_is_there(loss: Loss) -> None:
+    assert loss.up[1] == 1, loss
+    if FULL:  # a pulse tells, the latest after two seconds
+        assert loss.up[0] == 0, loss
+
+
+@needs_long
+def test_a_run_holds_still_once_its_chat_may_be_taken(loss: Loss) -> None:
+    assert loss.held_still, loss
+    assert all(loss.held_still), loss
+    assert loss.held_metric == len(loss.held_still), loss
+
+
+@needs_long
+async def test_a_bus_that_is_gone_for_less_than_the_grace_ends_no_run(
+    loose: Bus, http: httpx.AsyncClient, rnd: random.Random
+) -> None:
+    """However the loss lies between two pulses: the grace is that of the loss."""
+    async with load(http, loose.replicas[:1], 4) as chats:
+        for _ in range(4):
+            await asyncio.sleep(rnd.uniform(0, 2))
+            loose.server.end(9)
+            await asyncio.sleep(rnd.uniform(0.8, 1.2))
+            loose.server.start()
+            await loose.server.answers()
+            assert all(await asyncio.gather(*(live.grows(3) for live in chats))), chats
+        assert [live for live in chats if live.closing or not live.whole] == []
+
+
 # ---- the bus comes back
 @dataclass
 class Aftermath:
@@ -302,7 +506,7 @@ async def _returns(bus: Bus, how: str, emptied: bool, seed: int, rnd: random.Ran
                 back = await bus.fail_over(copy)
             else:
                 bus.server.end(9 if how == "killed" else 15)
-                await asyncio.sleep(rnd.uniform(0.1, 1.5 if FULL else 0.3))
+                await asyncio.sleep(rnd.uniform(0.1, 1.5 if FULL else 0.2))
                 if emptied:
                     bus.server.wipe()
                 bus.server.start()
@@ -313,12 +517,14 @@ async def _returns(bus: Bus, how: str, emptied: bool, seed: int, rnd: random.Ran
                 _records_again(bus, others, found, back),
             )
             await _stops_again(bus, mailed, named, found)
-            await asyncio.sleep(max(back + SETTLE + (1 if FULL else 0.2) - time.monotonic(), 0))
+            if FULL:
+                await asyncio.sleep(max(back + SETTLE + 1 - time.monotonic(), 0))
         passed()
-        for chat_id in mailed:
-            await _must_be_halted(http, rnd.choice(bus.replicas), chat_id, new_run(), left, found)
-        for chat_id, run_id in named:
-            await _must_be_halted(http, rnd.choice(bus.replicas), chat_id, run_id, {}, found)
+        if FULL:  # such a request waits until the bus has settled
+            for chat_id in mailed:
+                await _must_be_halted(http, rnd.choice(bus.replicas), chat_id, new_run(), left, found)
+            for chat_id, run_id in named:
+                await _must_be_halted(http, rnd.choice(bus.replicas), chat_id, run_id, {}, found)
         passed()
         grew = await asyncio.gather(*(live.grows(2) for live in others))
         found.ended_or_torn = [
@@ -406,6 +612,7 @@ def test_records_and_stops_of_the_last_minute_are_put_back(aftermath: Aftermath)
     assert aftermath.records_after < 2, aftermath
 
 
+@needs_long
 def test_a_stop_that_was_put_back_halts_the_request_that_it_meant(aftermath: Aftermath) -> None:
     assert aftermath.lost_stops == [], aftermath
 
@@ -429,7 +636,7 @@ def test_what_the_bus_forgot_is_counted(aftermath: Aftermath, request: pytest.Fi
     assert aftermath.returns > 0, aftermath
 
 
-@pytest.mark.skipif(not FULL, reason="starts a replica to end it: in the long round")
+@needs_long
 async def test_only_a_stop_whose_taker_died_with_the_data_is_lost(
     bus: Bus, http: httpx.AsyncClient, rnd: random.Random
 ) -> None:
@@ -463,192 +670,3 @@ async def test_only_a_stop_whose_taker_died_with_the_data_is_lost(
     finally:
         taker.end(9)
         bus.replicas.remove(taker)
-
-
-# ---- the bus stays away
-@dataclass
-class Loss:
-    """What happened while there was no bus, and what to make of it."""
-
-    how: str
-    seed: int
-    unhealthy_after: dict[str, float] = field(default_factory=dict)  # seconds, by replica
-    healthy_after: dict[str, float] = field(default_factory=dict)
-    slowest_health: float = 0.0
-    new_chats: list[int] = field(default_factory=list)  # what they were answered
-    stops_elsewhere: list[int] = field(default_factory=list)
-    ended: list[tuple[float, float, tuple[str, str] | None]] = field(default_factory=list)  # grace, after s, and how
-    kept_otherwise: list[str] = field(default_factory=list)
-    next_turn: list[Any] = field(default_factory=list)
-    went_on: list[bool] = field(default_factory=list)
-    stopped_by_owner: list[Any] = field(default_factory=list)
-    torn: list[str] = field(default_factory=list)
-    held_still: list[bool] = field(default_factory=list)  # of the replica with a long grace
-    held_metric: float = 0.0
-    up: tuple[float, float] = (-1.0, -1.0)  # the metric, without the bus and with it again
-    afterwards: list[str] = field(default_factory=list)  # wrong with those that went on
-    damaged: list[str] = field(default_factory=list)
-
-
-LOSSES = [("gone", 8.2), ("gone", 11.5), ("full", 8.2), ("a read-only copy", 8.2)]
-
-
-@pytest.fixture(scope="module", params=LOSSES if FULL else [("gone", 1.8)], ids=str)
-def loss(request: pytest.FixtureRequest, loose: Bus) -> Loss:
-    seed, rnd = seeded()
-    return asyncio.run(asyncio.wait_for(_loses(loose, *request.param, seed, rnd), 60))
-
-
-@contextlib.asynccontextmanager
-async def _lost(bus: Bus, how: str) -> AsyncIterator[Callable[[], Awaitable[float]]]:
-    """Make the bus useless. Yields what makes it good again and tells when it was."""
-
-    async def start() -> float:
-        bus.server.start()
-        return await bus.server.answers()
-
-    async def mended(*command: Any) -> float:
-        async with bus.admin() as admin:
-            await admin.execute_command(*command)
-        return time.monotonic()
-
-    if how == "gone":
-        bus.server.end(9)
-        yield start
-        return
-    bad, good = {
-        "full": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
-        # Of a server that is not there: it keeps its data and takes no writes.
-        "a read-only copy": (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
-    }[how]
-    await mended(*bad)
-    yield lambda: mended(*good)
-
-
-async def _loses(bus: Bus, how: str, seconds: float, seed: int, rnd: random.Random) -> Loss:
-    found = Loss(how, seed)
-    ending, going = bus.replicas[:2]
-    async with contextlib.AsyncExitStack() as stack:
-        http = await stack.enter_async_context(http_client())
-        chats = await stack.enter_async_context(load(http, bus.replicas, 4 * len(bus.replicas) if FULL else 6))
-        health = [await stack.enter_async_context(Sampled(http, replica)) for replica in bus.replicas]
-        of = {replica.name: [live for live in chats if live.replica is replica] for replica in bus.replicas}
-        await asyncio.sleep(rnd.uniform(0, 2 if FULL else 0.1))  # a moment between two pulses
-        at = time.monotonic()
-        back = await stack.enter_async_context(_lost(bus, how))
-        try:
-            await asyncio.gather(*(live.ended(max(at + GRACE + 2.5 - time.monotonic(), 0)) for live in of[ending.name]))
-            for live in of[ending.name]:
-                found.ended.append((GRACE, live.closed_at - at if live.closing else 1e9, live.closing))
-            for replica in (ending, going):
-                answer = await http.post(f"{replica.url}/api/v1/chat/{new_chat()}", json={"message": HI})
-                found.new_chats.append(answer.status_code)
-            found.went_on = await asyncio.gather(*(live.grows(1) for live in of[going.name]))
-            stopped, *goes_on = of[going.name]
-            found.stops_elsewhere.append((await http.post(stop_url(ending, stopped.chat_id))).status_code)
-            answer = await http.post(stop_url(going, stopped.chat_id), params={"wait": "3"})
-            await stopped.ended(2)
-            found.stopped_by_owner = [answer.status_code, answer.json().get("status"), stopped.closing]
-            up = await counted(http, [ending], "haltline_bus_up")
-            held = [live for replica in bus.replicas[2:] for live in of[replica.name]]
-            if held:
-                await asyncio.sleep(max(at + 6.6 - time.monotonic(), 0))
-                seen = [live.words for live in held]
-                await asyncio.sleep(0.3)
-                found.held_still = [live.words == words for live, words in zip(held, seen, strict=True)]
-                found.held_metric = await counted(http, bus.replicas[2:], "haltline_runs_held")
-            await asyncio.sleep(max(at + seconds - time.monotonic(), 0))
-        finally:
-            returned = await back()
-        for live in of[ending.name]:
-            entries = await messages_of(http, ending, live.chat_id)
-            assert live.turn is not None
-            if [entry["text"] for entry in entries[1:]] != [live.turn.text]:
-                found.kept_otherwise.append(f"{live}: {[entry['text'][-40:] for entry in entries[1:]]}")
-
-        async def healthy() -> bool:
-            return all(sampled.first(200, returned) < 1e9 for sampled in health)
-
-        with contextlib.suppress(TimeoutError):
-            await until(healthy, 5)
-        for sampled, replica in zip(health, bus.replicas, strict=True):
-            found.unhealthy_after[replica.name] = sampled.first(503, at)
-            found.healthy_after[replica.name] = sampled.first(200, returned)
-            found.slowest_health = max(found.slowest_health, *(came - asked for asked, came, _ in sampled.answers))
-        if seconds > 9:  # longer than any grace
-            for live in held:
-                found.ended.append((LONG_GRACE, live.closed_at - at if live.closing else 1e9, live.closing))
-        else:
-            goes_on += held
-        for live in goes_on:
-            if not await live.grows(3) or live.closing or not live.whole:
-                found.afterwards.append(f"{live} did not go on")
-            elif (await insisting_stop(http, ending, live.chat_id, wait="5"))["status"] != "stopped":
-                found.afterwards.append(f"{live} could not be stopped")
-        turn = await say(http, going, of[ending.name][0].chat_id, HI)
-        found.next_turn = [turn.text, turn.closing]
-        found.up = (up, await counted(http, [ending], "haltline_bus_up"))
-        found.torn = [str(live) for live in chats if not live.whole]
-        found.damaged = damaged(bus.stack.session_dir)
-    print(found)
-    return found
-
-
-def test_runs_that_nobody_could_stop_end_with_a_reason_after_the_grace(loss: Loss) -> None:
-    assert loss.ended
-    for grace, after, closing in loss.ended:
-        assert closing is not None, loss
-        event, text = closing
-        assert (event, text[:8]) == ("error", "[ERROR] "), loss
-        assert "Redis was lost" in text, loss
-        assert "could stop the run" in text, loss
-        assert after < grace + 2.5, loss
-
-
-def test_what_a_user_saw_of_such_a_run_is_kept_and_the_chat_goes_on(loss: Loss) -> None:
-    assert loss.kept_otherwise == [], loss
-    assert loss.next_turn == ["Hello", [DONE]], loss
-    assert (loss.torn, loss.damaged) == ([], []), loss
-
-
-def test_with_the_policy_continue_runs_go_on_and_their_owner_can_stop_them(loss: Loss) -> None:
-    assert all(loss.went_on), loss
-    assert loss.stopped_by_owner == [200, "stopped", STOPPED], loss
-    assert loss.stops_elsewhere == [503], loss
-    assert loss.afterwards == [], loss
-
-
-def test_without_a_bus_no_chat_begins(loss: Loss) -> None:
-    assert loss.new_chats == [503, 503], loss
-
-
-def test_health_tells_of_the_loss_and_of_the_return_within_a_second(loss: Loss) -> None:
-    assert max(loss.unhealthy_after.values()) < 1, loss
-    assert max(loss.healthy_after.values()) < 1, loss
-    assert loss.slowest_health < 1, loss
-
-
-def test_the_metric_tells_whether_the_bus_is_there(loss: Loss) -> None:
-    assert loss.up == (0, 1), loss
-
-
-def test_a_run_holds_still_once_its_chat_may_be_taken(loss: Loss) -> None:
-    if loss.held_still:
-        assert all(loss.held_still), loss
-        assert loss.held_metric == len(loss.held_still), loss
-
-
-@pytest.mark.skipif(not FULL, reason="takes the time between two pulses, several times over: in the long round")
-async def test_a_bus_that_is_gone_for_less_than_the_grace_ends_no_run(
-    loose: Bus, http: httpx.AsyncClient, rnd: random.Random
-) -> None:
-    """However the loss lies between two pulses: the grace is that of the loss."""
-    async with load(http, loose.replicas[:1], 4) as chats:
-        for _ in range(4):
-            await asyncio.sleep(rnd.uniform(0, 2))
-            loose.server.end(9)
-            await asyncio.sleep(rnd.uniform(0.8, 1.2))
-            loose.server.start()
-            await loose.server.answers()
-            assert all(await asyncio.gather(*(live.grows(3) for live in chats))), chats
-        assert [live for live in chats if live.closing or not live.whole] == []

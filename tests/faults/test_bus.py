@@ -235,6 +235,7 @@ class Loss:
     ended: list[tuple[float, float, tuple[str, str] | None]] = field(default_factory=list)  # grace, after s, and how
     kept_otherwise: list[str] = field(default_factory=list)
     next_turn: list[Any] = field(default_factory=list)
+    begin_again: dict[str, Any] = field(default_factory=dict)  # what a new chat said, by replica
     went_on: list[bool] = field(default_factory=list)
     stopped_by_owner: list[Any] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
@@ -344,6 +345,10 @@ async def _loses(bus: Bus, how: str, seconds: float, seed: int, rnd: random.Rand
                 found.afterwards.append(f"{live} did not go on")
             elif (await insisting_stop(http, ending, live.chat_id, wait="5"))["status"] != "stopped":
                 found.afterwards.append(f"{live} could not be stopped")
+        for replica in bus.replicas:
+            with contextlib.suppress(TimeoutError):
+                turn = await say(http, replica, new_chat(), HI)
+                found.begin_again[replica.name] = turn.text
         if seconds > GRACE:
             turn = await say(http, going, of[ending.name][0].chat_id, HI)
             found.next_turn = [turn.text, turn.closing]
@@ -388,6 +393,11 @@ def test_runs_that_may_go_on_do_and_their_owner_can_stop_them(loss: Loss) -> Non
 
 def test_without_a_bus_no_chat_begins(loss: Loss) -> None:
     assert loss.new_chats == [503, 503], loss
+
+
+def test_chats_begin_again_through_every_replica(loss: Loss, loose: Bus) -> None:
+    """Also through one whose runs were held still and have all ended."""
+    assert loss.begin_again == {replica.name: "Hello" for replica in loose.replicas}, loss
 
 
 def test_health_tells_of_the_loss_and_of_the_return_within_a_second(loss: Loss) -> None:

@@ -222,7 +222,7 @@ class Live:
 
     async def speaks(self) -> Live:
         """Wait for its first text."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(45):
             await self._speaks.wait()
         if self.reading.done():
             self.reading.result()
@@ -369,10 +369,13 @@ def _roles(snapshot: Any) -> Iterator[list[str]]:
 
 
 class Sampled:
-    """What /health of a replica says all the time, each answer with the moment it was asked and the moment it came."""
+    """What a replica says all the time, each answer with the moment it was asked and the moment it came.
 
-    def __init__(self, http: httpx.AsyncClient, replica: Replica) -> None:
-        self._http, self._replica = http, replica
+    /live needs no bus: how slow it is tells how slow the machine is.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, replica: Replica, path: str = "/health") -> None:
+        self._http, self._url = http, replica.url + path
         self.answers: list[tuple[float, float, int]] = []
 
     async def __aenter__(self) -> Sampled:
@@ -387,9 +390,14 @@ class Sampled:
     async def _sample(self) -> None:
         while True:
             asked = time.monotonic()
-            answer = await self._http.get(f"{self._replica.url}/health")
+            answer = await self._http.get(self._url)
             self.answers.append((asked, time.monotonic(), answer.status_code))
             await asyncio.sleep(0.05)
+
+    @property
+    def slowest(self) -> float:
+        """Seconds."""
+        return max(came - asked for asked, came, _ in self.answers)
 
     def first(self, status: int, since: float) -> float:
         """Seconds from `since` until it first said so, of what was asked after it; infinite where it never did."""

@@ -47,6 +47,7 @@ HI = script(chunks=["Hello"])
 RARELY = {"STOP_POLL_INTERVAL": "30"}  # so that the poll finds nothing that something else has to find
 GRACE, LONG_GRACE = 2, 9  # seconds
 LOSE = ({"SIGNAL_LOSS_GRACE": str(GRACE)}, {"SIGNAL_LOSS_POLICY": "continue", "SIGNAL_LOSS_GRACE": str(GRACE)})
+SLACK = 3  # times what the slowest call took that needs no bus
 SETTLE = 2.5  # seconds in which a bus that came back is believed nothing
 
 
@@ -104,7 +105,7 @@ async def test_no_stop_is_lost_to_a_killed_subscription(
             case "bulk":
                 answer = await http.post(f"{through.url}/api/v1/stop/bulk", json={"chat_ids": [live.chat_id]})
                 assert answer.status_code == 200
-        if await live.ended(6) and live.closing == STOPPED:
+        if await live.ended(10) and live.closing == STOPPED:
             took.append(live.closed_at - begun)
         else:
             lost.append(f"{live} {offset:+} {how}")
@@ -183,9 +184,9 @@ async def test_stops_sent_while_the_bus_pauses_are_never_said_to_be_what_they_ar
             return  # it may halt all the same: the command may have reached the bus
         if status not in ("accepted", "stopped", "unconfirmed"):
             wrong.append(f"{live}: {status} was said of a live run")
-        if status == "stopped" and not (await live.ended(1) and live.closing == STOPPED and live.closed_at < at + 0.5):
+        if status == "stopped" and not (await live.ended(1) and live.closing == STOPPED and live.closed_at < at + 2):
             wrong.append(f"{live}: stopped was said, which it was not")
-        if not (await live.ended(max(back - time.monotonic(), 0) + 3) and live.closing == STOPPED):
+        if not (await live.ended(max(back - time.monotonic(), 0) + 8) and live.closing == STOPPED):
             wrong.append(f"{live}: {status} was said, and it goes on")
 
     async with load(http, bus.replicas, 16 if FULL else 6) as chats, bus.admin() as admin:
@@ -203,18 +204,18 @@ async def test_stops_sent_while_the_bus_pauses_are_never_said_to_be_what_they_ar
                 bus.server.freeze()
                 try:
                     await asyncio.sleep(min(seconds, 5))
-                    grew = await asyncio.gather(*(live.grows(2, 1) for live in others))
+                    grew = await asyncio.gather(*(live.grows(5, 1) for live in others))
                     assert all(grew), "streams go on while the bus is silent"
                     await asyncio.sleep(max(back - time.monotonic(), 0))
                 finally:
                     bus.server.thaw()
         assert wrong == [], answers
-        assert all(await asyncio.gather(*(live.grows(5) for live in others))), others
+        assert all(await asyncio.gather(*(live.grows(10) for live in others))), others
         assert [live for live in others if live.closing or not live.whole] == []
         for live in others:
             through = rnd.choice(bus.replicas)
             assert (await stop(http, through, live.chat_id, wait="5"))["status"] == "stopped"
-            assert await live.ended(2)
+            assert await live.ended(8)
             assert live.closing == STOPPED
     print(answers)
     assert damaged(bus.stack.session_dir) == []
@@ -227,6 +228,7 @@ class Loss:
 
     how: str
     seed: int
+    slack: float = 0.0  # seconds that a busy machine may take beyond each bar, as measured meanwhile
     unhealthy_after: dict[str, float] = field(default_factory=dict)  # seconds, by replica
     healthy_after: dict[str, float] = field(default_factory=dict)
     slowest_health: float = 0.0
@@ -288,6 +290,7 @@ async def _loses(bus: Bus, how: str, seconds: float, seed: int, rnd: random.Rand
     async with contextlib.AsyncExitStack() as stack:
         http = await stack.enter_async_context(http_client(keepalive=0))
         chats = await stack.enter_async_context(load(http, bus.replicas, 4 * len(bus.replicas) if FULL else 6))
+        alive = [await stack.enter_async_context(Sampled(http, replica, "/live")) for replica in bus.replicas]
         health = [await stack.enter_async_context(Sampled(http, replica)) for replica in bus.replicas]
         of = {replica.name: [live for live in chats if live.replica is replica] for replica in bus.replicas}
         await asyncio.sleep(rnd.uniform(0, 2 if FULL else 0.1))  # a moment between two pulses
@@ -329,10 +332,18 @@ async def _loses(bus: Bus, how: str, seconds: float, seed: int, rnd: random.Rand
 
         with contextlib.suppress(TimeoutError):
             await until(healthy, 5)
+
+        async def up_again() -> bool:
+            return await counted(http, [ending], "haltline_bus_up") == 1
+
+        with contextlib.suppress(TimeoutError):  # /health is asked all the while, and there may be no run that pulses
+            await until(up_again, 2)
+        found.up = (up, await counted(http, [ending], "haltline_bus_up"))
         for sampled, replica in zip(health, bus.replicas, strict=True):
             found.unhealthy_after[replica.name] = sampled.first(503, at)
             found.healthy_after[replica.name] = sampled.first(200, returned)
-            found.slowest_health = max(found.slowest_health, *(came - asked for asked, came, _ in sampled.answers))
+            found.slowest_health = max(found.slowest_health, sampled.slowest)
+        found.slack = SLACK * max(sampled.slowest for sampled in alive)
         if seconds > 9:  # longer than any grace
             for live in held:
                 found.ended.append((LONG_GRACE, live.closed_at - at if live.closing else 1e9, live.closing))
@@ -341,7 +352,7 @@ async def _loses(bus: Bus, how: str, seconds: float, seed: int, rnd: random.Rand
         if seconds < GRACE:
             goes_on += of[ending.name]
         for live in goes_on:
-            if not await live.grows(3) or live.closing or not live.whole:
+            if not await live.grows(10) or live.closing or not live.whole:
                 found.afterwards.append(f"{live} did not go on")
             elif (await insisting_stop(http, ending, live.chat_id, wait="5"))["status"] != "stopped":
                 found.afterwards.append(f"{live} could not be stopped")
@@ -352,13 +363,6 @@ async def _loses(bus: Bus, how: str, seconds: float, seed: int, rnd: random.Rand
         if seconds > GRACE:
             turn = await say(http, going, of[ending.name][0].chat_id, HI)
             found.next_turn = [turn.text, turn.closing]
-
-        async def up_again() -> bool:
-            return await counted(http, [ending], "haltline_bus_up") == 1
-
-        with contextlib.suppress(TimeoutError):  # /health is asked all the while, and there may be no run that pulses
-            await until(up_again, 2)
-        found.up = (up, await counted(http, [ending], "haltline_bus_up"))
         found.torn = [str(live) for live in chats if not live.whole]
         found.damaged = damaged(bus.stack.session_dir)
     print(found)
@@ -374,7 +378,7 @@ def test_runs_that_nobody_could_stop_end_with_a_reason_after_the_grace(loss: Los
         assert (event, text[:8]) == ("error", "[ERROR] "), loss
         assert "Redis was lost" in text, loss
         assert "could stop the run" in text, loss
-        assert after < grace + 3.5, loss
+        assert after < grace + 3.5 + loss.slack, loss
 
 
 @needs_long
@@ -401,9 +405,9 @@ def test_chats_begin_again_through_every_replica(loss: Loss, loose: Bus) -> None
 
 
 def test_health_tells_of_the_loss_and_of_the_return_within_a_second(loss: Loss) -> None:
-    assert max(loss.unhealthy_after.values()) < 1, loss
-    assert max(loss.healthy_after.values()) < 1, loss
-    assert loss.slowest_health < 1, loss
+    assert max(loss.unhealthy_after.values()) < 1 + loss.slack, loss
+    assert max(loss.healthy_after.values()) < 1 + loss.slack, loss
+    assert loss.slowest_health < 1 + loss.slack, loss
 
 
 def test_the_metric_tells_whether_the_bus_is_there(loss: Loss) -> None:
@@ -431,7 +435,7 @@ async def test_a_bus_that_is_gone_for_less_than_the_grace_ends_no_run(
             await asyncio.sleep(rnd.uniform(0.8, 1.2))
             loose.server.start()
             await loose.server.answers()
-            assert all(await asyncio.gather(*(live.grows(3) for live in chats))), chats
+            assert all(await asyncio.gather(*(live.grows(10) for live in chats))), chats
         assert [live for live in chats if live.closing or not live.whole] == []
 
 
@@ -441,6 +445,7 @@ class Aftermath:
     """What was found after the bus had come back, each list of what is wrong."""
 
     seed: int
+    slack: float = 0.0  # seconds that a busy machine may take beyond each bar, as measured meanwhile
     phases: list[float] = field(default_factory=list)  # seconds that each part of the scenario took
     halted_after: dict[str, float] = field(default_factory=dict)  # seconds from its first PONG to the closing frame
     records_after: float = 0.0
@@ -483,6 +488,7 @@ async def _returns(bus: Bus, how: str, emptied: bool, seed: int, rnd: random.Ran
 
     async with contextlib.AsyncExitStack() as stack:
         http = await stack.enter_async_context(http_client(keepalive=0))
+        alive = [await stack.enter_async_context(Sampled(http, replica, "/live")) for replica in bus.replicas]
         before = {
             what: max(await counted(http, bus.replicas, "haltline_bus_forgot_total", what=what), 0)
             for what in ("record", "stop")
@@ -537,7 +543,7 @@ async def _returns(bus: Bus, how: str, emptied: bool, seed: int, rnd: random.Ran
             for chat_id, run_id in named:
                 await _must_be_halted(http, rnd.choice(bus.replicas), chat_id, run_id, {}, found)
         passed()
-        grew = await asyncio.gather(*(live.grows(2) for live in others))
+        grew = await asyncio.gather(*(live.grows(10) for live in others))
         found.ended_or_torn = [
             str(live) for live, more in zip(others, grew, strict=True) if not more or live.closing or not live.whole
         ]
@@ -549,6 +555,7 @@ async def _returns(bus: Bus, how: str, emptied: bool, seed: int, rnd: random.Ran
             if not live.closing:
                 await stop(http, rnd.choice(bus.replicas), live.chat_id, wait="5")
         found.damaged = damaged(bus.stack.session_dir)
+        found.slack = SLACK * max(sampled.slowest for sampled in alive)
         passed()
     print(found)
     return found
@@ -607,7 +614,7 @@ async def _must_be_halted(
 
 
 def test_runs_can_be_stopped_again_within_a_second_of_the_return(aftermath: Aftermath) -> None:
-    assert {said: s for said, s in aftermath.halted_after.items() if s > 1.0} == {}, aftermath
+    assert {said: s for said, s in aftermath.halted_after.items() if s > 1 + aftermath.slack} == {}, aftermath
 
 
 def test_no_live_run_is_said_to_be_idle_or_anything_but_stopped(aftermath: Aftermath) -> None:
@@ -620,7 +627,7 @@ def test_no_second_run_begins_while_the_bus_comes_back(aftermath: Aftermath) -> 
 
 def test_records_and_stops_of_the_last_minute_are_put_back(aftermath: Aftermath) -> None:
     assert aftermath.not_put_back == [], aftermath
-    assert aftermath.records_after < 2, aftermath
+    assert aftermath.records_after < 1 + aftermath.slack, aftermath
 
 
 @needs_long
@@ -670,14 +677,14 @@ async def test_only_a_stop_whose_taker_died_with_the_data_is_lost(
             bus.server.wipe()
             bus.server.start()
             await bus.server.answers()
-            assert [live for live in chats[:3] if not await live.ended(2) or live.closing != STOPPED] == []
+            assert [live for live in chats[:3] if not await live.ended(8) or live.closing != STOPPED] == []
             answered = {}
             await asyncio.sleep(SETTLE)  # else a request would wait for as long
             for chat_id in [*kept, *gone]:
                 answered[chat_id] = (await say(http, rnd.choice(bus.replicas[:2]), chat_id, HI, headers=left)).closing
             assert {c: frames for c, frames in answered.items() if c in kept and frames != [STOPPED]} == {}
             assert {c: frames for c, frames in answered.items() if c in gone and frames != [DONE]} == {}
-            assert all(await asyncio.gather(*(live.grows(2) for live in chats[3:])))
+            assert all(await asyncio.gather(*(live.grows(10) for live in chats[3:])))
     finally:
         taker.end(9)
         bus.replicas.remove(taker)

@@ -567,7 +567,8 @@ async def _stopped_again(
     through, wait = rnd.choice(bus.replicas), rnd.random() < 0.5
     answer = await insisting_stop(http, through, live.chat_id, **({"wait": "5"} if wait else {}))
     said = f"{live.chat_id} of {live.replica.name} through {through.name}, {answer['status']}"
-    if wait and answer["status"] != "stopped":
+    # Where the bus did not know the run yet, and it has ended before it did, more cannot be told than that.
+    if wait and answer["status"] not in ("stopped", "unconfirmed"):
         found.wrong_verdicts.append(said)
     halted = await live.ended(6) and live.closing == STOPPED
     found.halted_after[said] = live.closed_at - back if halted else 1e9
@@ -617,7 +618,7 @@ def test_runs_can_be_stopped_again_within_a_second_of_the_return(aftermath: Afte
     assert {said: s for said, s in aftermath.halted_after.items() if s > 1 + aftermath.slack} == {}, aftermath
 
 
-def test_no_live_run_is_said_to_be_idle_or_anything_but_stopped(aftermath: Aftermath) -> None:
+def test_no_live_run_is_said_to_be_idle_or_to_have_finished(aftermath: Aftermath) -> None:
     assert aftermath.wrong_verdicts == [], aftermath
 
 

@@ -472,7 +472,7 @@ RETURNS = [
 
 
 @pytest.fixture(
-    scope="module", params=[(*r, n) for r in RETURNS for n in range(2)] if FULL else [(*RETURNS[1], 0)], ids=str
+    scope="module", params=[(*r, n) for r in RETURNS for n in range(1 + r[1])] if FULL else [(*RETURNS[1], 0)], ids=str
 )
 def aftermath(request: pytest.FixtureRequest, bus: Bus) -> Aftermath:
     seed, rnd = seeded()

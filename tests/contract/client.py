@@ -25,9 +25,9 @@ STOPPED = ("stopped", "[STOPPED]")
 _TLS = ssl.create_default_context()  # never used on 127.0.0.1, and slow to build once a client
 
 
-def http_client() -> httpx.AsyncClient:
-    """A client without limits of its own, deaf to any proxy of the machine."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+def http_client(keepalive: int = 20) -> httpx.AsyncClient:
+    """A client without limits of its own, deaf to any proxy of the machine. It keeps so many idle connections."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=keepalive)
     return httpx.AsyncClient(timeout=20, limits=limits, trust_env=False, verify=_TLS)
 
 

@@ -1,0 +1,248 @@
+"""A replica is killed, told to end, or stalls, with live runs: no chat is lost, no stream ends without its last word."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from tests.contract.client import (
+    DONE,
+    STOPPED,
+    EventStream,
+    Turn,
+    chat_url,
+    http_client,
+    messages_of,
+    new_chat,
+    said,
+    script,
+    sending,
+    stop_url,
+    until,
+)
+from tests.faults.replicas import PULSE_TTL, Fleet, connect, frozen, request
+from tests.stack import Replica, running_stack
+
+USABLE = 10.0  # seconds after which a chat of a replica that died must answer
+HI = script(chunks=["Hello ", "again."], pace_ms=1)
+ENDLESS = script(chunks=["on and on "], repeat=100_000, pace_ms=5)
+SILENT = script(chunks=["never"], delay_ms=60_000)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with running_stack(Path(tmp_path_factory.mktemp("replicas")), replicas=0) as stack:
+        yield Fleet(stack)
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    async with http_client() as client:
+        yield client
+
+
+def in_a_tool(name: str, mark: Path) -> str:
+    return script(tool={"name": name, "input": {"mark": str(mark)}}, chunks=["worked"])
+
+
+async def exists(mark: Path) -> None:
+    async def there() -> bool:
+        return mark.exists()
+
+    await until(there, 20)
+
+
+async def answered(http: httpx.AsyncClient, replica: Replica, chat: str, message: str, seconds: float) -> Turn:
+    """The answer to a message that is sent again while the chat is busy."""
+    deadline = time.monotonic() + seconds
+    while True:
+        async with sending(http, replica, chat, message) as turn:
+            if turn.status == 200:
+                return await turn.finish()
+            await turn.finish()
+        assert (turn.status, time.monotonic() < deadline) == (409, True), (turn.status, bytes(turn.raw))
+        await asyncio.sleep(0.1)  # as a client that was refused does
+
+
+# ---- SIGKILL
+@dataclass
+class Talk:
+    """One chat with a replica that will be killed, and what its client was told.
+
+    `turns` are those it saw the end of; `broken` is the message whose answer broke off, `heard` what came of it.
+    """
+
+    chat: str = field(default_factory=lambda: new_chat("killed"))
+    turns: list[tuple[str, str, list[tuple[str, str]]]] = field(default_factory=list)
+    broken: str = ""
+    heard: str = ""
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    verdict: str = ""  # what the ?wait for the last one said
+
+    async def ask(self, http: httpx.AsyncClient, replica: Replica, message: str, then: Any = None) -> bool:
+        """Send and read on to the end; `then` when text has come. Whether the answer came to an end."""
+        turn = None
+        try:
+            async with sending(http, replica, self.chat, message) as turn:
+                assert turn.status == 200, bytes(turn.raw)
+                if then:
+                    await then(turn)
+                await turn.finish(30)
+        except httpx.HTTPError:
+            self.broken, self.heard = message, turn.text if turn else ""
+            return False
+        self.turns.append((message, turn.text, turn.closing))
+        return True
+
+    async def until_broken(self, http: httpx.AsyncClient, replica: Replica, message: str, begun: Any) -> None:
+        """One long answer."""
+
+        async def note(turn: Turn) -> None:
+            await begun(turn)
+            self.begun.set()
+
+        assert not await self.ask(http, replica, message, note)
+
+    async def again_and_again(self, http: httpx.AsyncClient, replica: Replica, rnd: random.Random) -> None:
+        """Short answers, so that the kill comes while one is being begun, said or saved."""
+        n = 0
+        while await self.ask(http, replica, script(chunks=[f"{n} "] * rnd.randint(1, 5), pace_ms=1, number=n)):
+            n += 1
+            if n == 3:
+                self.begun.set()
+
+    async def stopped_again_and_again(
+        self, http: httpx.AsyncClient, replica: Replica, other: Replica, rnd: random.Random
+    ) -> None:
+        """Answers that are stopped through the other replica, so that the kill comes while one is stopping."""
+        waiting: asyncio.Task[httpx.Response] | None = None
+
+        async def stop_it(turn: Turn) -> None:
+            nonlocal waiting
+            await turn.first_text()
+            await asyncio.sleep(rnd.uniform(0, 0.01))
+            url = stop_url(other, self.chat)
+            waiting = asyncio.create_task(http.post(url, params={"wait": "10", "run_id": turn.run_id}))
+
+        n, going = 0, True
+        while going:
+            waiting, self.verdict = None, ""
+            message = script(chunks=["on and on "], repeat=10_000, pace_ms=2, number=n)
+            going = await self.ask(http, replica, message, stop_it)
+            if waiting is not None:
+                answer = await waiting
+                assert answer.status_code == 200, answer.text
+                self.verdict = answer.json()["status"]
+                if going:
+                    assert (self.turns[-1][2], self.verdict) == ([STOPPED], "stopped")
+            n += 1
+            if n == 2:
+                self.begun.set()
+
+
+def talks_of(
+    http: httpx.AsyncClient, one: Replica, other: Replica, rnd: random.Random, marks: Path, each: int
+) -> list[tuple[Talk, asyncio.Task[None]]]:
+    """`each` chats of every phase that the kill may come in."""
+
+    async def first_text(turn: Turn) -> None:
+        await turn.first_text()
+
+    async def saved(turn: Turn) -> None:
+        async def there() -> bool:
+            return bool(await messages_of(http, other, str(turn.response.url).rpartition("/")[2]))
+
+        await until(there, 20)
+
+    def tool(name: str) -> Callable[[Talk], Any]:
+        mark = marks / f"{name}-{rnd.random()}"
+        return lambda talk: talk.until_broken(http, one, in_a_tool(name, mark), lambda _: exists(mark))
+
+    kinds: list[Callable[[Talk], Any]] = []
+    for _ in range(each):
+        kinds += [
+            lambda talk: talk.until_broken(http, one, SILENT, saved),
+            lambda talk: talk.until_broken(http, one, ENDLESS, first_text),
+            tool("work_async"),
+            tool("work_in_a_thread"),
+            lambda talk: talk.again_and_again(http, one, rnd),
+            lambda talk: talk.again_and_again(http, one, rnd),
+            lambda talk: talk.stopped_again_and_again(http, one, other, rnd),
+            lambda talk: talk.stopped_again_and_again(http, one, other, rnd),
+        ]
+    return [(talk, asyncio.create_task(kind(talk))) for kind in kinds for talk in [Talk()]]
+
+
+def check_transcript(kept: list[dict[str, Any]], talk: Talk) -> None:
+    """All that the client saw the end of lies in the chat; of the answer that broke off, its message."""
+    whole = [
+        line
+        for message, text, closing in talk.turns
+        for line in said(message, text, stopped=closing == [STOPPED])
+    ]
+    assert kept[: len(whole)] == whole
+    rest = kept[len(whole) :]
+    if not rest:
+        assert not talk.heard, "the model had been called, so the message had been saved"
+        return
+    assert rest[0] == {"role": "user", "text": talk.broken}
+    # It may have been saved whole, and the kill came before the closing frame.
+    assert [line["role"] for line in rest] in (["user"], ["user", "assistant"])
+
+
+async def test_a_killed_replica_leaves_every_chat_whole_and_usable(
+    fleet: Fleet,
+    http: httpx.AsyncClient,
+    rnd: random.Random,
+    times: Callable[[int, int], int],
+    tmp_path: Path,
+) -> None:
+    kills = times(0, 6)
+    for n in range(kills or 1):
+        one, other = fleet.replicas(2)
+        talks = talks_of(http, one, other, rnd, tmp_path, times(1, 3))
+        async with asyncio.timeout(30):
+            for talk, task in talks:
+                begun = asyncio.create_task(talk.begun.wait())
+                await asyncio.wait({begun, task}, return_when=asyncio.FIRST_COMPLETED)
+                assert not task.done() or task.result() is not None
+        await asyncio.sleep(rnd.uniform(0, 0.1))  # the random moment
+        one.process.kill()
+        killed = time.monotonic()
+        one.process.wait()
+        if kills:
+            if n < kills - 1:
+                fleet.start()  # as the launcher does, at once
+        else:
+            fleet.expire_pulse(one)
+        await asyncio.gather(*(task for _, task in talks))
+
+        async def next_turn(talk: Talk, other: Replica = other, killed: float = killed) -> None:
+            kept = await messages_of(http, other, talk.chat)
+            check_transcript(kept, talk)
+            if talk.verdict and talk.broken:
+                # Its stop was sent when text had come, so the run was live then.
+                assert talk.verdict in ("stopped", "unconfirmed")
+                if talk.verdict == "stopped":
+                    assert kept[-1].get("stopped"), kept
+            turn = await answered(http, other, talk.chat, HI, USABLE - (time.monotonic() - killed))
+            assert (turn.text, turn.closing) == ("Hello again.", [DONE])
+            assert time.monotonic() - killed < USABLE
+            told = await messages_of(http, other, talk.chat)
+            if kept and kept[-1]["role"] == "user":  # nobody closed that turn
+                kept = [*kept, {"role": "assistant", "text": "", "stopped": True}]
+            assert told == kept + said(HI, "Hello again.")
+
+        await asyncio.gather(*(next_turn(talk) for talk, _ in talks))

@@ -246,3 +246,95 @@ async def test_a_killed_replica_leaves_every_chat_whole_and_usable(
             assert told == kept + said(HI, "Hello again.")
 
         await asyncio.gather(*(next_turn(talk) for talk, _ in talks))
+
+
+# ---- SIGTERM
+@dataclass
+class SlowReader:
+    """A client that takes so many bytes a second of an answer that comes faster, and all that is left at the end."""
+
+    replica: Replica
+    rate: int
+    raw: bytearray = field(default_factory=bytearray)
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)  # the other end has gone: nothing is waited for now
+
+    async def read(self) -> None:
+        loop = asyncio.get_running_loop()
+        message = json.dumps({"message": script(chunks=["x" * 2000], repeat=100_000, pace_ms=1)})
+        with connect(self.replica, receive_buffer=16_384) as client:
+            await loop.sock_sendall(client, request(self.replica, new_chat("slow"), message.encode()))
+            while data := await loop.sock_recv(client, 8192):
+                self.raw += data
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.hurry.wait(), len(data) / self.rate)
+
+    async def held_up(self) -> None:
+        async def some() -> bool:
+            return len(self.raw) > 20_000
+
+        await until(some, 20)
+
+    @property
+    def closing(self) -> list[str]:
+        """Every frame with an `event:` line. The text has none of these letters."""
+        return [line.removeprefix("event: ") for line in self.raw.decode().splitlines() if line.startswith("event: ")]
+
+
+async def trickle(replica: Replica, *, body: bool) -> None:
+    """A request that never comes whole, a byte now and then; until the server closes."""
+    loop = asyncio.get_running_loop()
+    whole = request(replica, new_chat("half"), b'{"message": "', length=100_000)
+    with connect(replica) as client:
+        await loop.sock_sendall(client, whole if body else whole[:60])
+        reading = asyncio.create_task(loop.sock_recv(client, 4096))
+        with suppress(OSError):
+            while not (await asyncio.wait({reading}, timeout=0.05))[0]:
+                await loop.sock_sendall(client, b"x")
+        with suppress(OSError):
+            await reading
+
+
+async def test_fifty_streams_of_a_replica_that_is_told_to_end_have_their_closing_frames(
+    fleet: Fleet,
+    http: httpx.AsyncClient,
+    times: Callable[[int, int], int],
+    tmp_path: Path,
+) -> None:
+    for n in range(times(1, 4)):
+        [one] = fleet.replicas(1)
+        marks = [tmp_path / f"{n}-{i}" for i in range(10)]
+        slow = [SlowReader(one, rate=times(400_000, 100_000)) for _ in range(10)]
+        async with AsyncExitStack() as stack:
+
+            async def ask(message: str, one: Replica = one, stack: AsyncExitStack = stack) -> Turn:
+                turn = await stack.enter_async_context(sending(http, one, new_chat("ending"), message))
+                assert turn.status == 200, bytes(turn.raw)
+                return turn
+
+            reading = [asyncio.create_task(reader.read()) for reader in slow]
+            silent = [await ask(SILENT) for _ in range(10)]
+            tools = [await ask(in_a_tool(("work_async", "work_in_a_thread")[i % 2], marks[i])) for i in range(10)]
+            fast = [await ask(script(chunks=["on "], repeat=100_000, pace_ms=10)) for _ in range(10)]
+            halves = [asyncio.create_task(trickle(one, body=i % 2 == 0)) for i in range(4)]
+            await asyncio.gather(*map(exists, marks), *(r.held_up() for r in slow), *(t.first_text() for t in fast))
+            # These end by themselves within the grace.
+            short = [await ask(script(chunks=["soon "], repeat=10, pace_ms=50)) for _ in range(10)]
+            one.process.terminate()
+            told = time.monotonic()
+            halted = [*silent, *tools, *fast]
+            finishing = asyncio.gather(*(t.finish(fleet.GRACE + 15) for t in [*halted, *short]))
+            await asyncio.wait({finishing}, timeout=0.2)
+            one.process.send_signal((signal.SIGTERM, signal.SIGINT)[n % 2])  # whoever is impatient
+            await finishing
+            status = await asyncio.to_thread(one.process.wait, 30)
+            took = time.monotonic() - told
+            for reader in slow:
+                reader.hurry.set()
+            await asyncio.gather(*reading, *halves)
+        assert [t.closing for t in short] == [[DONE]] * 10
+        assert {event for t in halted for event, data in t.closing if data.startswith("[ERROR] ")} == {"error"}
+        assert [len(t.closing) for t in halted] == [1] * 30
+        assert [r.closing for r in slow] == [["error"]] * 10
+        assert all(reader.raw.endswith(b"\r\n0\r\n\r\n") for reader in slow), "cut off"
+        assert status == 0
+        assert took < fleet.GRACE + 4.5, f"{took:.1f} s: nobody held it up"

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from redis.asyncio import Redis
 
 from haltline import chat_index, redis_scripts
-from haltline.redis_watch import PULSE_EVERY
+from haltline.redis_pulse import PULSE_EVERY
 from haltline.settings import Settings
 from tests.bench import polling
 from tests.bench.figures import Figure

@@ -192,7 +192,7 @@ async def test_a_run_whose_chat_was_taken_is_ended_by_the_look(make_bus: Any, re
     assert isinstance(busy, Busy)
     await b.begin(new, takeover=busy.claim)
     await a.watch.look()
-    assert old.token.reason is StopReason.SIGNAL_LOST
+    assert old.token.reason is StopReason.TAKEN
 
 
 async def test_a_forgotten_record_is_put_back_and_can_be_stopped(make_bus: Any, redis: Redis, chat: str) -> None:

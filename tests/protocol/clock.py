@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import redis
 
-from haltline import execution, redis_bus, redis_scripts, redis_watch, runs, stopping, tasks
+from haltline import execution, redis_bus, redis_pulse, redis_scripts, redis_watch, runs, stopping, tasks
 
 REDIS_CLOCK = "clock"  # the key that stands for Redis TIME, in microseconds
 NEVER = 1e6  # seconds: what is due later is no time limit of the protocol
@@ -63,7 +63,7 @@ class Hands:
     loop: StepLoop
     sleep: Callable[[float], Any]
     wait: Callable[[set[asyncio.Future[Any]]], Any]
-    heard: float = 0.0  # seconds that the clock of the last pulse is ahead of the loop's
+    ahead: Callable[[], float] = lambda: 0.0  # seconds that a replica's clock of pulses is ahead of the loop's
 
 
 class _Time:
@@ -84,18 +84,23 @@ class _Asyncio:
 
 
 @contextmanager
-def taken_by(hands: Hands, scripts: dict[str, str] | None = None) -> Iterator[None]:
-    """Let the product run by `hands`, with `scripts` in place of those of the same name."""
-    usual, heard = _Time(lambda: hands.loop.now), _Time(lambda: hands.loop.now + hands.heard)
+def taken_by(
+    hands: Hands, scripts: dict[str, str] | None = None, patches: dict[str, Any] | None = None
+) -> Iterator[None]:
+    """Let the product run by `hands`, with `scripts` and `patches` in place of what has these names."""
+    usual, heard = _Time(lambda: hands.loop.now), _Time(lambda: hands.loop.now + hands.ahead())
     with ExitStack() as stack:
-        for module in (execution, runs, stopping, tasks):
+        for module in (execution, redis_bus, runs, stopping, tasks):
             stack.enter_context(patch.object(module, "time", usual))
-        stack.enter_context(patch.object(redis_watch, "time", heard))
-        stack.enter_context(patch.object(redis_watch, "asyncio", _Asyncio(sleep=lambda s: hands.sleep(s))))
+        stack.enter_context(patch.object(redis_pulse, "time", heard))
+        for module in (redis_pulse, redis_watch):
+            stack.enter_context(patch.object(module, "asyncio", _Asyncio(sleep=lambda s: hands.sleep(s))))
         of_bus = _Asyncio(sleep=lambda s: hands.sleep(s), wait=lambda fs, timeout: hands.wait(fs))
         stack.enter_context(patch.object(redis_bus, "asyncio", of_bus))
         # redis-py reads its own version from disk for each connection
         stack.enter_context(patch("redis.utils.get_lib_version", lambda: redis.__version__))
+        for target, own in (patches or {}).items():
+            stack.enter_context(patch(target, own))
         for name in SCRIPTS:
             text = (scripts or {}).get(name, getattr(redis_scripts, name))
             assert _TIME in text, f"{name} asks for the time in another way"

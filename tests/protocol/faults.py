@@ -13,7 +13,7 @@ from tests.protocol.parts import Replica, Step
 if TYPE_CHECKING:
     from tests.protocol.stepper import Stepper
 
-PULSE, GRACE = 6.0, 31.0  # seconds: the life of a pulse; more than the grace of a bus that is away
+PULSE, GRACE = 6.1, 31.0  # seconds: more than a pulse lives; more than the grace of a bus that is away
 
 
 class Faults:
@@ -24,6 +24,8 @@ class Faults:
         self._left = dict(stepper.scenario.faults)
         self._copy: dict[bytes, bytes] | None = None  # what Redis' copy holds, where it lags behind
         self._waited = False
+        self.ahead = [0.0, 0.0]  # seconds by which each replica's clock of pulses is ahead of the loop's
+        self.server = 0  # which Redis answers
         self._long = stepper.random.random() < 0.6  # whoever stands still or is cut off loses its pulse first
 
     def steps(self) -> Iterator[Step]:
@@ -59,7 +61,7 @@ class Faults:
         if vouched:
             yield self._step(f"the pulse of replica {n} expires", lambda: self.expire(replica))
         elif not replica.net and not self._waited:
-            yield self._step("half a minute passes", self._grace)
+            yield self._step("half a minute passes", lambda: self._grace(replica))
         if vouched and self._long:
             return
         if replica.state == "stalled":
@@ -107,13 +109,13 @@ class Faults:
 
     def expire(self, replica: Replica) -> None:
         """Its pulse was not set again in time."""
-        self._at.hands.heard += PULSE
+        self.ahead[replica.index] += PULSE
         self._at.doubted.add(replica.index)
         self._at.control.call("DEL", pulse_key(replica.bus.replica_id))
 
-    def _grace(self) -> None:
+    def _grace(self, replica: Replica) -> None:
         self._waited = True
-        self._at.hands.heard += GRACE
+        self.ahead[replica.index] += GRACE
 
     def _drop(self, replica: Replica) -> None:
         for link in replica.listeners:
@@ -146,16 +148,21 @@ class Faults:
         for replica in self._at.replicas:
             self._disconnect(replica)
             self.expire(replica)
+        self._another_server()
+
+    def _another_server(self) -> None:
+        self.server += 1
         self._at.control.call("SCRIPT", "FLUSH")
 
     def _empty(self) -> None:
         for replica in self._at.replicas:
             self._disconnect(replica)
             self._at.doubted.add(replica.index)
+        self._forget()
         now = self._at.control.call("GET", REDIS_CLOCK)
         self._at.control.call("FLUSHALL")
         self._at.control.call("SET", REDIS_CLOCK, now)
-        self._at.control.call("SCRIPT", "FLUSH")
+        self._another_server()
 
     def _lag(self) -> None:
         self._copy = {k: self._at.control.call("GET", k) for k in self._keys()}
@@ -164,15 +171,24 @@ class Faults:
         for replica in self._at.replicas:
             self._disconnect(replica)
         self._restore()
-        self._at.control.call("SCRIPT", "FLUSH")
+        self._another_server()
 
     def _restore(self) -> None:
+        self._forget()
         self._at.doubted.update(r.index for r in self._at.replicas)
         for key in self._keys():
             self._at.control.call("DEL", key)
         for key, value in (self._copy or {}).items():
             self._at.control.call("SET", key, value, "EX", 3600)
         self._copy = None
+
+    def _forget(self) -> None:
+        """What nobody was told of has not happened: stops that were not known to be stored, runs that had not begun."""
+        for run in self._at.requests:
+            run.begun = run.begun and bool(run.answer)
+        for press in self._at.presses:
+            known = any(chat == self._at.chat for chat, _ in self._at.replicas[press.spec.through].bus._stored)
+            press.forgotten = press.stored and not known and not press.spec.by_hand
 
     def _keys(self) -> list[bytes]:
         found: list[bytes] = [k for p in (f"*{self._at.chat}*", "replica:*") for k in self._at.control.call("KEYS", p)]

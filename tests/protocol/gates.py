@@ -16,12 +16,12 @@ from tests.protocol.wire import Link, push_bytes, words_of
 if TYPE_CHECKING:
     from tests.protocol.stepper import Stepper
 
-_FREE = {"HELLO", "CLIENT", "SELECT", "PING", "SCRIPT"}  # commands that are no steps
+_FREE = {"HELLO", "CLIENT", "SELECT", "PING", "SCRIPT", "INFO"}  # commands that are no steps
 _LIST = {  # nor is what the list of chats is told
     hashlib.sha1(text.encode()).hexdigest()
     for text in (chat_index._PUT, chat_index._REMOVE, chat_index._PAGE, chat_index._REBUILD)
 }
-LOOK, LOOK_FOR_RECEIPT = "looks", "looks for the receipt"
+LOOK, LOOK_FOR_RECEIPT, SETTLED = "looks", "looks for the receipt", "has given the others time"
 
 
 class Gates:
@@ -45,12 +45,23 @@ class Gates:
     def can(self, step: Step) -> bool:
         """Whether a held step can be taken now."""
         replica, looks = step.replica, self._at.variant.looks
+        if step.what == SETTLED and not self._all_are_back():
+            return False
         if (step.what == LOOK and not looks) or (step.what == LOOK_FOR_RECEIPT and not looks and not self._at.skipped):
             return False
         if replica is None or replica.up:
             return True
         # What a process had sent before it stood still goes on its way.
         return step.kind == "command" and replica.state == "stalled" and not step.unsent and step.link is not None
+
+    def _all_are_back(self) -> bool:
+        """A bus settles for longer than any replica that sees it needs to subscribe and to put back what it knows."""
+        back = all(r.bus.watch._standing.is_set() for r in self._at.replicas if r.reachable)
+        works = ("command", "reply", "sleep")
+        return back and not any(
+            s.who[0] == "W" and s.kind in works and s.what != SETTLED and s.replica and s.replica.reachable
+            for s in self.held
+        )
 
     # ---- waits
     async def hold(self, kind: str, what: str, replica: Replica | None = None) -> None:
@@ -75,7 +86,9 @@ class Gates:
         kind, what = {
             "_listen": ("sleep", "subscribes again"),
             "asking": ("sleep", "asks again"),
-            "_beat": ("background", "pulses"),
+            "_keep_beating": ("background", "pulses"),
+            "_keep_claiming": ("sleep", "claims again"),
+            "_settle": ("sleep", SETTLED),
             "_poll": ("background", LOOK),
         }[loop]
         await self.hold(kind, what)
@@ -110,7 +123,7 @@ class Gates:
             link.listens = True
             self._collect()
         else:
-            raw, answer = link.wire.ask(data)
+            raw, answer = self._info() if words[0] == "INFO" else link.wire.ask(data)
             if words[0] == "EVALSHA":
                 if (name := self._scripts.get(words[1])) and not isinstance(answer, Exception):
                     self._at.ran(who, name, words[6:], [_text(a) for a in answer])
@@ -122,6 +135,10 @@ class Gates:
                 self.held.append(Step(who, "reply", said, lambda: link.hand_in(raw), link.replica, link))
         while link.replica.pushes and not hold:
             self._deliver(link.replica)()
+
+    def _info(self) -> tuple[bytes, str]:
+        told = f"master_replid:{self._at.faults.server}\r\n"
+        return b"$%d\r\n%s\r\n" % (len(told), told.encode()), told
 
     def _collect(self) -> None:
         """Fetch what was pushed."""

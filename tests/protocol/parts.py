@@ -180,6 +180,7 @@ class Press:
     answer: str = ""  # the status, `set` by hand, 503
     told: str = ""  # the run id in the answer
     stored: bool = False
+    forgotten: bool = False  # by Redis, before anyone was told that it was stored
     found: str = ""  # the run id that STOP named, of a live run or an ended one
     live: list[Request] = field(default_factory=list)  # runs that it covers, live when STOP was run
     killed: bool = False

@@ -38,7 +38,7 @@ PROMISES = {
 
 def always(at: Stepper) -> None:
     """After every step."""
-    live = [r.name for r in at.requests if r.working and at.up(r)]
+    live = [r.name for r in at.requests if r.working and at.up(r) and not at.held_still(r)]
     if len(live) > 1:
         at.broken("TWO_RUNS_LIVE", " and ".join(live))
 
@@ -116,7 +116,7 @@ def confirmed(at: Stepper, press: Press) -> None:
 
 def at_rest(at: Stepper) -> None:
     """When nothing but clients, agents and faults could move: what was owed must have happened."""
-    causes = [s for s in at.presses if s.stored]
+    causes = [s for s in at.presses if s.stored and not s.forgotten]
     for run in at.requests:
         if run.working and at.reachable(run):
             for cause in causes:
@@ -148,7 +148,7 @@ def at_the_end(at: Stepper) -> None:
         fits: tuple[type[Event], ...] = (Failed,)
         if receipt and receipt.outcome is Outcome.DONE:
             fits = (Done, Failed) if not receipt.saved else (Done,)
-        elif receipt and run.fired not in (None, StopReason.SIGNAL_LOST):
+        elif receipt and run.fired not in (None, StopReason.SIGNAL_LOST, StopReason.TAKEN):
             fits = (Stopped, Failed) if receipt.outcome is Outcome.LOST else (Stopped,)
         if closings and not isinstance(closings[0], fits):
             at.broken("CLOSING_FRAMES", f"{run.name} ended as {receipt} and said {closings[0]}")

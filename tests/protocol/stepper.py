@@ -41,6 +41,7 @@ class Variant:
     push: bool = True
     looks: bool = True
     scripts: dict[str, str] = field(default_factory=dict)
+    patches: dict[str, Any] = field(default_factory=dict)
     conditional: bool = True  # a save is refused where the stored version is another
 
 
@@ -107,10 +108,11 @@ class Stepper:
     # ---- a whole interleaving
     def run(self) -> Result:
         """Run it to its end."""
-        with taken_by(self.hands, self.variant.scripts):
+        with taken_by(self.hands, self.variant.scripts, self.variant.patches):
             self.control.call("FLUSHALL")
             self.control.call("SET", REDIS_CLOCK, (BASE + AHEAD) * 1000)
             self.gates, self.clients, self.faults = Gates(self), Clients(self), Faults(self)
+            self.hands.ahead = lambda: self.faults.ahead[self.replica_of(WHO.get()).index]
             self.loop.set_exception_handler(self._unhandled)
             try:
                 self.loop.run_until_complete(self._run())
@@ -196,7 +198,7 @@ class Stepper:
     async def _probe(self) -> None:
         """At the end one more message: the chat must be free, and nothing old may touch it."""
         for replica in self.replicas:
-            if not replica.bus.watch._runs:
+            if not replica.bus.pulse.runs:
                 self.faults.expire(replica)  # nobody sets it again
         through = [r.index for r in self.replicas if r.state != "dead"][-1]
         for _ in range(3):  # a pool may still hold connections that Redis closed long ago
@@ -329,7 +331,7 @@ class Stepper:
                 press.found = answer[1] if found == "live" else ""
                 press.live = [r for r in self.requests if r.holds and press.means(r) and self.up(r)]
             case "END", kept if ended := self.by_id(argv[0]):
-                ended.outcome = json.loads(argv[2])["outcome"]
+                ended.outcome = json.loads(argv[3])["outcome"]
                 ended.ended = ended.ended or kept != "lost"
 
     def wrote(self, what: str) -> None:
@@ -408,6 +410,14 @@ class Stepper:
         """Who holds the chat, as Redis has it."""
         raw = self.control.call("GET", record_key(self.chat))
         return self.by_id(json.loads(raw).get("run", "")) if raw else None
+
+    def held_still(self, run: Request) -> bool:
+        """Whether its agent may not go on for now, since another replica may have the chat."""
+        before = WHO.set(run.name)
+        try:
+            return not self.replicas[run.spec.through].bus.certain
+        finally:
+            WHO.reset(before)
 
     def up(self, run: Request) -> bool:
         """Whether its replica works."""

@@ -111,6 +111,10 @@ def changed(script: str, old: str, new: str) -> dict[str, str]:
     return {script: text.replace(old, new)}
 
 
+async def nothing(_: object) -> None:
+    """In place of what a broken product does not do."""
+
+
 MUTANTS = (
     (
         Variant(
@@ -144,12 +148,15 @@ MUTANTS = (
         "FALSE_409_AFTER_CLOSING_FRAME",
     ),
     (
-        Variant("STOP finds no run", scripts=changed("STOP", "return {'live', rec.run, rec.owner}", "return {'idle'}")),
+        Variant(
+            "STOP finds no run",
+            scripts=changed("STOP", "return {'live', rec.run, rec.owner, text(s)}", "return {'idle', text(s)}"),
+        ),
         "a run without end, stopped",
         "FALSE_ANSWER",
     ),
     (
-        Variant("END leaves the stop", scripts=changed("END", "drain(tonumber(rec.a))", "")),
+        Variant("END leaves the stop", scripts=changed("END", "drain(mine and tonumber(rec.a) or 0)", "")),
         "a stop set by hand to a word, a message meanwhile",
         "STOP_HITS_ANOTHER_RUN",
     ),
@@ -165,6 +172,26 @@ MUTANTS = (
         ),
         "a deletion while a run goes on",
         "DELETED_CHAT_COMES_BACK",
+    ),
+    (
+        Variant("nobody is held still", patches={"haltline.redis_pulse.Pulse.certain": True}),
+        "the owner stalls",
+        "TWO_RUNS_LIVE",
+    ),
+    (
+        Variant("claims are not raised", patches={"haltline.redis_pulse.Pulse._claim_all": nothing}),
+        "the owner stalls",
+        "TWO_RUNS_LIVE",
+    ),
+    (
+        Variant("a bus that came back is believed", patches={"haltline.redis_watch.Watch._came_back": lambda _: None}),
+        "Redis comes back empty, two messages",
+        "TWO_RUNS_LIVE",
+    ),
+    (
+        Variant("stops are not set again", patches={"haltline.redis_bus.RedisBus._put_back_stops": nothing}),
+        "an older Redis takes over",
+        "STOP_LOST",
     ),
     (Variant("the store takes every write", conditional=False), "the owner stalls", "TWO_WRITERS"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from haltline import redis_watch
+from haltline import redis_pulse
 from haltline.redis_bus import RedisBus
 from haltline.runs import Arrival, Outcome, Receipt, Run, new_run_id
 from tests.stops.bench import new_name
@@ -47,7 +47,7 @@ async def next_of(event: asyncio.Event) -> None:
 
 async def test_what_a_quiet_chat_costs(valkey_url: str, monkeypatch: Any) -> None:
     """Looks and pulses are a replica's: with fifty live runs there are as many as with one, and none without a run."""
-    monkeypatch.setattr(redis_watch, "PULSE_EVERY", POLL * 5)
+    monkeypatch.setattr(redis_pulse, "PULSE_EVERY", POLL * 5)
     async with RedisBus(valkey_url, "quiet", stop_ttl=3600, poll_interval=POLL, run_timeout=600) as bus:
         await bus.watch.subscribed()
         before = await commands(bus.redis)

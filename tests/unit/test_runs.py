@@ -28,6 +28,7 @@ def test_the_words_that_go_over_the_wire() -> None:
         "deadline",
         "shutdown",
         "signal_lost",
+        "taken",
         "agent",
     ]
     assert [o.value for o in Outcome] == ["done", "stopped", "error", "lost"]

@@ -7,14 +7,14 @@ import inspect
 import json
 import math
 import warnings
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 from anyio import to_thread
 from loguru import logger
 from strands import Agent
-from strands.hooks import AfterModelCallEvent, BeforeModelCallEvent
+from strands.hooks import AfterModelCallEvent, BeforeModelCallEvent, BeforeToolCallEvent
 from strands.models import BedrockModel
 from strands.tools.executors import ConcurrentToolExecutor
 from strands.types._snapshot import Snapshot
@@ -51,10 +51,20 @@ class AgentTurn:
         self._told = 0  # output tokens that the provider has told of
         self._untold = 0  # characters of text since then
         self.stopped_itself = False
+        self.before_each_step: Callable[[], Awaitable[None]] | None = (
+            None  # a call of the model or of a tool waits for it
+        )
+        agent.add_hook(self._may_go_on, BeforeToolCallEvent)
         agent.add_hook(self._call_begins, BeforeModelCallEvent)
         agent.add_hook(self._call_ended, AfterModelCallEvent)
 
-    def _call_begins(self, event: BeforeModelCallEvent) -> None:
+    async def _may_go_on(self, event: BeforeToolCallEvent) -> None:
+        if self.before_each_step is not None:
+            await self.before_each_step()
+
+    async def _call_begins(self, event: BeforeModelCallEvent) -> None:
+        if self.before_each_step is not None:
+            await self.before_each_step()
         self._calling, self._asked = True, event.projected_input_tokens or 0
 
     def _call_ended(self, event: AfterModelCallEvent) -> None:

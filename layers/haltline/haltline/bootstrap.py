@@ -20,6 +20,7 @@ def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources
 
     The session directory is made where there is none. Raises: SettingsError naming the variable.
     """
+    metrics = _metrics()
     try:
         bus = RedisBus(
             settings.redis_address,
@@ -30,12 +31,13 @@ def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources
             loss_grace=settings.signal_loss_grace if settings.signal_loss_policy == "stop" else None,
             cluster=settings.redis_cluster,
             credentials=credentials_of(settings),
+            metrics=metrics,
         )
     except ValueError as error:
         raise SettingsError(f"REDIS_URL: {error}") from error
     store = _make_store(settings)
     index = ChatIndex(bus.redis, bus, store)
-    resources = Resources(settings, bus, store, index, _metrics())
+    resources = Resources(settings, bus, store, index, metrics)
     if serves_chat:
         from haltline.agent import AgentSource  # Strands takes a second to import
 

@@ -39,7 +39,8 @@ _SAID_AT_ONCE = (StopReason.USER, StopReason.SUPERSEDED, StopReason.DELETED, Sto
 _WHY = {
     StopReason.DEADLINE: "The run reached its time limit (RUN_TIMEOUT, or the Lambda function's) and was stopped.",
     StopReason.SHUTDOWN: "The server is shutting down, so the run was stopped. Send the message again.",
-    StopReason.SIGNAL_LOST: "The run could no longer be stopped from outside, so it was ended.",
+    StopReason.SIGNAL_LOST: "The connection to Redis was lost, so that nobody else could stop the run: it was ended.",
+    StopReason.TAKEN: "The chat was taken by another run while this server was not heard; this one was ended.",
 }
 
 
@@ -138,10 +139,13 @@ class Execution:
             raise
         await asyncio.shield(opening)
         turn.restore(self._document.snapshot, self._document.unseen)
+        turn.before_each_step = self._deps.bus.until_certain
         self._turn = turn
         state = {"chat_id": run.chat_id, "run_id": run.run_id, "principal": run.caller.principal}
         cut = False
         async for text in turn.events(self._message, state):
+            if not self._deps.bus.certain:
+                await self._held_still()
             cut = run.token.stopped or not self.stream.put(text)
             if not cut:
                 self._said.append(text.text)
@@ -152,6 +156,11 @@ class Execution:
                 # in this task, one after the other. Left alone here, the garbage collector would end them in another.
                 _this_task().cancel()
         self._complete = not cut and not run.token.stopped  # an agent may swallow the cancellation
+
+    async def _held_still(self) -> None:
+        """Wait until nobody else can have the chat, or until the run was halted."""
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._deps.bus.until_certain()
 
     async def _room(self) -> bool:
         """Wait until a slow client has caught up. False where the run was halted meanwhile."""
@@ -164,6 +173,8 @@ class Execution:
     async def _ended(self, error: BaseException | None) -> Receipt:
         """The agent came first."""
         run = self.run
+        if isinstance(error, VersionConflict):
+            return await self._finish(Outcome.LOST, StopReason.TAKEN, Failed(_WHY[StopReason.TAKEN]))
         if error is not None:
             logger.opt(exception=error).warning("chat_id=<{}> run_id=<{}> | the run failed", run.chat_id, run.run_id)
             why = explain(error)
@@ -190,7 +201,8 @@ class Execution:
         if failure := _error_of(opening):  # the closing write tries again, and says so where it fails too
             logger.warning("chat_id=<{}> run_id=<{}> error=<{}> | no opening write", run.chat_id, run.run_id, failure)
         frame = Stopped() if reason in _SAID_AT_ONCE else Failed(_WHY[reason])
-        return await self._finish(Outcome.STOPPED, reason, frame, halted_ms=self._halted_ms, closed_ms=closed_ms)
+        outcome = Outcome.LOST if reason is StopReason.TAKEN else Outcome.STOPPED
+        return await self._finish(outcome, reason, frame, halted_ms=self._halted_ms, closed_ms=closed_ms)
 
     def _say_stopped(self) -> None:
         if self.run.token.reason in _SAID_AT_ONCE:
@@ -220,10 +232,20 @@ class Execution:
         """The closing write, END with the receipt, then the frame where it has not gone out yet."""
         run, saved = self.run, True
         try:
-            if not run.begun_deleted:
+            if outcome is Outcome.LOST:
+                saved = False  # the chat is another's
+            elif not run.begun_deleted:
                 await self._close(outcome, reason, error)
+        except BusUnavailable as failure:
+            logger.error(
+                "chat_id=<{}> run_id=<{}> error=<{}> | whose the chat is cannot be told",
+                run.chat_id,
+                run.run_id,
+                failure,
+            )
+            saved, frame = False, Failed("The answer could not be saved: Redis cannot be reached.")
         except VersionConflict:
-            outcome, saved, frame = Outcome.LOST, False, Failed("The chat was taken by another run; nothing was saved.")
+            outcome, saved, frame = Outcome.LOST, False, Failed(_WHY[StopReason.TAKEN])
         except ChatStoreError as failure:
             logger.error(
                 "chat_id=<{}> run_id=<{}> error=<{}> | the answer was not saved", run.chat_id, run.run_id, failure

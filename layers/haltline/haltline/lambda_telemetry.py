@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools import Metrics as Emf
@@ -77,6 +77,14 @@ class EmfMetrics(Metrics):
     def stop_answered(self, status: str) -> None:
         """Count the answer to a stop."""
         self._emf.add_metric(f"Stops{status.capitalize()}", "Count", 1)
+
+    def stop_late(self) -> None:
+        """Count a stop that was stored but not pushed: a look had to find it."""
+        self._emf.add_metric("StopsLate", "Count", 1)
+
+    def bus_forgot(self, what: Literal["record", "stop"]) -> None:
+        """Count what the bus had stored and lost, and what was put back."""
+        self._emf.add_metric("RecordsForgotten" if what == "record" else "StopsForgotten", "Count", 1)
 
     def event_lost(self) -> None:
         """Count an end of a run that EventBridge did not confirm."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -16,13 +17,17 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import RedisError
 
 from haltline import redis_scripts as scripts
+from haltline.metrics import Metrics
 from haltline.redis_connection import MAX_AGE, Freshness, connect
-from haltline.redis_watch import CLOSE_TIMEOUT, PULSE_AGAIN, PULSE_TTL_MS, Watch
+from haltline.redis_pulse import LIFE, PULSE_AGAIN, Pulse
+from haltline.redis_watch import CLOSE_TIMEOUT, Watch
 from haltline.runs import Arrival, Outcome, Receipt, Run, StopReason, new_run_id
 from haltline.signals import WAIT_FOR_END, Begun, BusUnavailable, Busy, StopState, StopVerdict, Used
 from haltline.tasks import cancelled
 
 RECEIPTS_KEPT = 1024
+STOPS_KEPT, STOPS_KEPT_FOR = 10_000, 60.0  # stops, seconds: what is set again where the bus has forgotten it
+PUT_BACK_AT_ONCE = 32  # of them under way together
 LOOK_AGAIN = (0.01, 0.25)  # seconds, first and longest, between looks at a run that is waited for, if no push comes
 LOOKS = 400  # of these a second, at most: where many wait at once, each looks more seldom
 _LOST = (RedisError, OSError, TimeoutError)
@@ -52,6 +57,7 @@ class RedisBus:
         cluster: bool = False,
         credentials: CredentialProvider | None = None,
         max_age: float = MAX_AGE,
+        metrics: Metrics | None = None,
     ) -> None:
         """Nothing connects here.
 
@@ -65,6 +71,7 @@ class RedisBus:
             cluster: whether Redis runs in cluster mode.
             credentials: whom connections sign in as, where the URL does not say it.
             max_age: seconds after which a connection is replaced.
+            metrics: what is told of the bus' state.
 
         Raises:
             ValueError: the URL cannot be used.
@@ -82,14 +89,19 @@ class RedisBus:
         self._asking: set[asyncio.Task[None]] = set()
         self._waiting: dict[tuple[str, str], list[asyncio.Future[Receipt]]] = {}
         self._told: OrderedDict[tuple[str, str], Receipt] = OrderedDict()
+        self._stored: OrderedDict[tuple[str, str], _Stored] = OrderedDict()  # by chat and run, the oldest first
+        self._metrics = metrics or Metrics()
+        self.pulse = Pulse(self.redis, loss_grace, self._metrics, self._put_back)
         self.watch = Watch(
             self.redis,
             reach(timeout=None, connections=4, beside=self.redis),  # one, and those that are being closed
             poll_interval,
-            loss_grace,
             max_age,
+            self.pulse,
+            self._metrics,
             on_receipt=self._received,
             put_back=self._put_back,
+            put_back_stops=self._put_back_stops,
         )
 
     async def __aenter__(self) -> RedisBus:
@@ -106,8 +118,10 @@ class RedisBus:
 
     async def __aexit__(self, *_: object) -> None:
         await cancelled(*self._asking, within=CLOSE_TIMEOUT)
-        await self.watch.close()
-        await self.redis.aclose()
+        with suppress(*_LOST):  # a peer that is gone does not take leave
+            await self.watch.close()
+        with suppress(*_LOST):
+            await self.redis.aclose()
 
     def renew(self) -> None:
         """See `signals.SignalBus.renew`. What is under way goes on on the connection it has."""
@@ -120,24 +134,28 @@ class RedisBus:
         ask = partial(self._ask_begin, run, takeover, "delete" if delete else "run")
         try:
             async with reachable():
-                await self.watch.add(run)
+                await self.watch.until_settled()
+                await self.pulse.add(run)
                 try:
                     answer = await ask()
                 except _LOST:
+                    await self.watch.recognise()
+                    await self.watch.until_settled()
+                    await self.pulse.add(run)
                     answer = await ask()  # it may hold the chat already: the script knows its nonce
         except BaseException:
-            self.watch.remove(run)
-            self._until_done(self.watch.pulse)  # or a chat it holds unknowingly would stay busy until the pulse ends
+            self.pulse.remove(run)
+            self._until_done(self.pulse.beat)  # or a chat it holds unknowingly would stay busy until the pulse ends
             raise
         match answer:
             case ["begun", claim, arrived, stopped]:
                 run.claim, run.arrived_ms, run.closing_marked = claim, arrived, bool(stopped)
                 return Begun(StopReason.of(stopped) if stopped else None)
             case ["busy", other, owner, nonce, claim, later, closing]:
-                self.watch.remove(run)
+                self.pulse.remove(run)
                 return Busy(other, owner, nonce, claim, bool(later), bool(closing))
             case _:
-                self.watch.remove(run)
+                self.pulse.remove(run)
                 return Used()
 
     async def _ask_begin(self, run: Run, takeover: str, kind: str) -> Any:
@@ -152,9 +170,7 @@ class RedisBus:
     async def closing(self, run: Run) -> None:
         """See `signals.SignalBus.closing`."""
         async with reachable():
-            await self._closing(
-                keys=scripts.keys(run.chat_id, run.run_id), args=[run.run_id, run.claim, self._record_ttl]
-            )
+            await self._closing(keys=scripts.keys(run.chat_id, run.run_id), args=[run.nonce, self._record_ttl])
 
     async def end(self, run: Run, receipt: Receipt) -> bool:
         """See `signals.SignalBus.end`. The run is vouched for no longer, whether or not the bus could be told.
@@ -163,7 +179,9 @@ class RedisBus:
         """
         told = json.dumps({"chat_id": run.chat_id, **asdict(receipt)})
         say = partial(
-            self._end, keys=scripts.keys(run.chat_id, run.run_id), args=[run.run_id, run.claim, told, self._stop_ttl]
+            self._end,
+            keys=scripts.keys(run.chat_id, run.run_id),
+            args=[run.run_id, run.nonce, run.claim, told, self._stop_ttl],
         )
         try:
             async with reachable():
@@ -172,14 +190,14 @@ class RedisBus:
             self._until_done(say)
             raise
         finally:
-            self.watch.remove(run)
+            self.pulse.remove(run)
         return bool(answer[0] != "lost")
 
     def _until_done(self, ask: Callable[[], Awaitable[Any]]) -> None:
         """Ask in the background until it is answered, for as long as a pulse lives."""
 
         async def asking() -> None:
-            until = asyncio.get_running_loop().time() + PULSE_TTL_MS / 1000
+            until = asyncio.get_running_loop().time() + LIFE
             while asyncio.get_running_loop().time() < until:
                 with suppress(*_LOST):
                     await ask()
@@ -193,10 +211,22 @@ class RedisBus:
     async def holds(self, run: Run) -> bool:
         """See `signals.SignalBus.holds`."""
         record = await self._record(run.chat_id)
-        return record.get("nonce") == run.nonce and record.get("claim") == run.claim
+        return bool(record.get("nonce") == run.nonce)
+
+    @property
+    def certain(self) -> bool:
+        """See `signals.SignalBus.certain`."""
+        return self.pulse.certain
+
+    async def until_certain(self) -> None:
+        """See `signals.SignalBus.until_certain`."""
+        await self.pulse.until_certain()
 
     async def _put_back(self, run: Run) -> bool:
-        """Write the record of a live run again that the bus forgot. False where another run has the chat."""
+        """Raise the claim of a live run, or write its record again that the bus forgot.
+
+        False where another run has the chat.
+        """
         args = [
             *(run.run_id, self.replica_id, run.nonce, run.arrived_ms, "1" if run.arrival.stamp else ""),
             *(run.claim, self._record_ttl, "1" if run.token.stopped else ""),
@@ -217,24 +247,69 @@ class RedisBus:
         wait: bool = False,
     ) -> StopVerdict:
         """See `signals.SignalBus.stop`."""
-        waiter = self.replica_id if wait else ""
         async with reachable():
             if wait:
                 await self.watch.subscribed()
-            answer = await self._stop(
-                keys=scripts.keys(chat_id, run_id),
-                args=[
-                    *(arrival.stamp, arrival.age_ms, self._stop_ttl, run_id, reason.value, waiter),
-                    self._record_ttl,
-                ],
-            )
+            answer = await self._ask_stop(chat_id, arrival.stamp, arrival.age_ms, run_id, reason, wait=wait)
         match answer:
-            case ["live", live, owner]:
+            case ["live", live, owner, stamp]:
+                self._keep_stop(chat_id, run_id, stamp, reason)
                 return StopVerdict(StopState.LIVE, live, owner)
             case ["ended", receipt]:
                 return StopVerdict(StopState.ENDED, run_id, receipt=_receipt(json.loads(receipt)))
-            case _:
-                return StopVerdict(StopState.IDLE)
+            case [_, stamp]:
+                self._keep_stop(chat_id, run_id, stamp, reason)
+        return StopVerdict(StopState.IDLE)
+
+    async def _ask_stop(
+        self,
+        chat_id: str,
+        stamp: float | str,
+        age_ms: float,
+        run_id: str,
+        reason: StopReason,
+        *,
+        wait: bool = False,
+        again: bool = False,
+    ) -> Any:
+        return await self._stop(
+            keys=scripts.keys(chat_id, run_id),
+            args=[
+                *(stamp, age_ms, self._stop_ttl, run_id, reason.value, self.replica_id if wait else ""),
+                *(self._record_ttl, "1" if again else ""),
+            ],
+        )
+
+    def _keep_stop(self, chat_id: str, run_id: str, stamp: str, reason: StopReason) -> None:
+        """Remember a stop that the bus has stored, for a minute."""
+        which, now = (chat_id, run_id), time.monotonic()
+        self._stored[which] = _Stored(now, stamp, reason)
+        self._stored.move_to_end(which)
+        while len(self._stored) > STOPS_KEPT or now - next(iter(self._stored.values())).at > STOPS_KEPT_FOR:
+            self._stored.popitem(last=False)
+
+    async def _put_back_stops(self) -> None:
+        """Set the stops of the last minute again that the bus does not know any more."""
+        since = time.monotonic() - STOPS_KEPT_FOR
+        owed = [(*which, stored) for which, stored in self._stored.items() if stored.at > since]
+
+        async def again(chat_id: str, run_id: str, stored: _Stored) -> None:
+            answer = await self._ask_stop(chat_id, stored.stamp, 0, run_id, stored.reason, again=True)
+            if answer[0] not in ("known", "ended"):
+                self._metrics.bus_forgot("stop")
+
+        for i in range(0, len(owed), PUT_BACK_AT_ONCE):
+            await asyncio.gather(*(again(*stop) for stop in owed[i : i + PUT_BACK_AT_ONCE]))
+
+    @property
+    def settled(self) -> bool:
+        """See `signals.SignalBus.settled`."""
+        return self.watch.settled
+
+    async def until_settled(self) -> None:
+        """See `signals.SignalBus.until_settled`."""
+        async with reachable():
+            await self.watch.until_settled()
 
     async def wait_end(self, chat_id: str, run_id: str, seconds: float) -> Receipt | None:
         """See `signals.SignalBus.wait_end`. The receipt is pushed; the record is looked at in case it was missed."""
@@ -256,6 +331,8 @@ class RedisBus:
                     if ended and ended["run_id"] == run_id:
                         return _receipt(ended)
                 if record.get("run") != run_id or not await self._vouched(record["owner"], record["nonce"]):
+                    if not self.watch.settled:
+                        continue  # its replica may not have been back yet
                     if gone:
                         return None
                     gone, pause = True, 0  # it may have ended between the two readings: read once more
@@ -277,6 +354,11 @@ class RedisBus:
     # ---- looking
     async def is_live(self, busy: Busy) -> bool:
         """See `signals.SignalBus.is_live`."""
+        if await self._vouched(busy.owner, busy.nonce):
+            return True
+        if self.watch.settled:
+            return False
+        await self.until_settled()
         return await self._vouched(busy.owner, busy.nonce)
 
     async def live_among(self, chat_ids: Iterable[str]) -> dict[str, str]:
@@ -284,7 +366,11 @@ class RedisBus:
 
         (On a cluster two for each slot.)
         """
-        live = await self._held(list(chat_ids))
+        ids = list(chat_ids)
+        live = await self._held(ids)
+        if ids and not self.watch.settled:
+            await self.until_settled()
+            live = await self._held(ids)
         ending = {i: r for i, r in live.items() if r.get("closing")}
         if ending:
             await asyncio.gather(*(self.wait_end(i, r["run"], WAIT_FOR_END) for i, r in ending.items()))
@@ -309,7 +395,7 @@ class RedisBus:
     async def ping(self) -> None:
         """See `signals.SignalBus.ping`."""
         async with reachable():
-            await self.redis.ping()
+            await self.redis.set(f"{scripts.pulse_key(self.replica_id)}:ping", "", px=1000)
 
     async def _record(self, chat_id: str) -> dict[str, Any]:
         async with reachable():
@@ -320,6 +406,15 @@ class RedisBus:
         async with reachable():
             pulse = await self.redis.get(scripts.pulse_key(owner))
         return pulse is not None and nonce in json.loads(pulse)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A stop as the bus has taken it. `at`: time.monotonic() seconds; `stamp`: ms by the bus' clock, as text."""
+
+    at: float
+    stamp: str
+    reason: StopReason
 
 
 def _receipt(told: dict[str, Any]) -> Receipt:

@@ -123,79 +123,86 @@ return {'begun', claim, rec.a, rec.stopped or ''}
 )
 
 # ARGV: stamp, age ms, ttl s, run ('' for whoever the stamp means), reason, replica that wants the receipt ('' none),
-# ttl s of a record
+# ttl s of a record, '1' where a stop that was stored before is set again by the stamp it got then | ''
 STOP = (
     _HEAD
     + f"local SLACK = {SLACK_MS}"
     + """
-local s, live = stamp(ARGV[1], ARGV[2]), rec.run and not rec.delete
+local s, live, again = stamp(ARGV[1], ARGV[2]), rec.run and not rec.delete, ARGV[8] == '1'
 
 local function halt()
   rec.closing = true
   if ARGV[6] ~= '' then watch(ARGV[6]) end
   save(ARGV[7])
   tell(rec.owner, {stop = rec.nonce, reason = ARGV[5]})
-  return {'live', rec.run, rec.owner}
+  return {'live', rec.run, rec.owner, text(s)}
 end
 
 if ARGV[4] ~= '' then
   if rec.last and rec.last.run_id == ARGV[4] then return {'ended', cjson.encode(rec.last)} end
+  if again and redis.call('EXISTS', KEYS[3]) == 1 then return {'known'} end
   redis.call('SET', KEYS[3], string.format('%.0f:%s', s, ARGV[5]), 'EX', ARGV[3])
   if live and rec.run == ARGV[4] then return halt() end
-  return {'idle'}
+  return {'idle', text(s)}
 end
+local stored = time_in(redis.call('GET', KEYS[1]))
+if again and math.max(stored or 0, tonumber(rec.upto or 0)) >= s then return {'known'} end
 if live and s < tonumber(rec.a) then
-  local slack = (rec.door and tonumber(ARGV[1]) > 0) and 0 or SLACK
+  local slack = (again or rec.door and tonumber(ARGV[1]) > 0) and 0 or SLACK
   if s < tonumber(rec.a) - slack then -- late: meant for those that came before this run
     if s > tonumber(rec.upto or 0) then rec.upto = text(s); save(ARGV[7]) end
-    return {'idle'}
+    return {'idle', text(s)}
   end
   s = tonumber(rec.a)
 end
-local stored = time_in(redis.call('GET', KEYS[1]))
 if not (stored and stored >= s) then -- also over what is no number
   rec.mail, rec.mail_exact = string.format('%.0f', math.floor(s)), text(s)
   redis.call('SET', KEYS[1], rec.mail, 'EX', ARGV[3])
   save(ARGV[7])
 end
 if live then return halt() end
-return {'idle'}
+return {'idle', text(s)}
 """
 )
 
-# ARGV: run, claim, ttl s. Before an end that the owner decided itself.
+# ARGV: nonce, ttl s. Before an end that the owner decided itself.
 CLOSING = (
     _HEAD
     + """
-if rec.run ~= ARGV[1] or rec.claim ~= ARGV[2] then return {'lost'} end
-if not rec.closing then rec.closing = true; save(ARGV[3]) end
+if rec.nonce ~= ARGV[1] then return {'lost'} end
+if not rec.closing then rec.closing = true; save(ARGV[2]) end
 return {'closing'}
 """
 )
 
-# ARGV: run, claim, receipt as JSON, ttl s
+# ARGV: run, nonce, claim last known, receipt as JSON, ttl s. Whose the record is says the nonce: the claim may be
+# raised meanwhile. Where it was forgotten, or is an older world's, the run ends all the same: none may put it back.
 END = (
     _HEAD
     + """
-if rec.run ~= ARGV[1] or rec.claim ~= ARGV[2] then
+local mine, known = rec.nonce == ARGV[2], tonumber(ARGV[3])
+if not mine and tonumber(rec.claim or '0') >= known then
   if rec.last and rec.last.run_id == ARGV[1] then return {'again'} end
   return {'lost'}
 end
-drain(tonumber(rec.a)) -- a request that came while this run was ending is not meant
+drain(mine and tonumber(rec.a) or 0) -- a request that came while this run was ending is not meant
 redis.call('DEL', KEYS[3])
-local receipt, waiters = cjson.decode(ARGV[3]), rec.waiters or {}
+if not mine then rec.claim = ARGV[3] end
+local receipt, waiters = cjson.decode(ARGV[4]), rec.waiters or {}
 for _, field in ipairs({'run', 'owner', 'nonce', 'a', 'door', 'closing', 'delete', 'stopped', 'waiters'}) do
   rec[field] = nil
 end
 rec.before, rec.last = rec.last, receipt
-save(ARGV[4])
+save(ARGV[5])
 for _, replica in ipairs(waiters) do tell(replica, {ended = receipt}) end
 return {'ended'}
 """
 )
 
 # ARGV: run, owner, nonce, arrival ms, '1' | '' told by a front door, claim last known, ttl s, '1' | '' it was halted.
-# The record was forgotten, or is that of an older world: what that one says of a holder is not said of this run.
+# No pulse vouched for the run for a while, and nobody has taken its chat: whoever is about to is refused by the new
+# claim. Or the record was forgotten, or is that of an older world: what that one says of a holder is not said of this
+# run.
 CLAIM = (
     _HEAD
     + """

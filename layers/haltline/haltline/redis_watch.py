@@ -1,76 +1,80 @@
-"""What a replica does for all its runs together: one subscription, one pulse, one look every poll interval.
+"""What a replica does for all its runs together: one subscription, one look every poll interval, one pulse.
 
 - The subscription (`replica:<id>`) brings pushes: a stop for one of our runs, a receipt we asked for. A push
   that is missed loses nothing: what it says also lies in the keys.
-- The pulse (`replica:<id>`) names our unfinished runs and expires: a record whose owner's pulse does not name
-  it is dead and may be taken over.
 - The look reads the keys of all live runs in one command and finds what no push told: a stop stored while the
   subscription was down, a stop that a person SET by hand, a record the bus forgot, a chat that was taken.
+- The pulse vouches for them (`redis_pulse`).
 
-All three are still while there is no run.
+Looks and pulses are still while there is no run.
+
+The subscription also tells when the bus was away. Where it comes back as another server than before, or as one that has
+forgotten a record, it may lack what the others have not put back yet: until it has settled, it is not believed when it
+says that nobody has a chat.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from loguru import logger
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import ResponseError
 
 from haltline import redis_scripts as scripts
+from haltline.metrics import Metrics
+from haltline.redis_pulse import PULSE_EVERY, Pulse, tried
 from haltline.runs import Run, StopReason
 from haltline.tasks import cancelled
 
-PULSE_TTL_MS = 6000
-PULSE_EVERY = 2.0  # seconds
-PULSE_AGAIN = 0.5  # seconds until the next try while the bus does not answer
-RECONNECT_AFTER = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds before the next try; the last one repeats
+RECONNECT_AFTER = (0.05, 0.1, 0.2, 0.5)  # seconds before the next try; the last one repeats
 CLOSE_TIMEOUT = 5.0  # seconds
 SUBSCRIBE_TIMEOUT = 2.0  # seconds a request waits for the subscription to stand
+SETTLE = PULSE_EVERY + RECONNECT_AFTER[-1]  # seconds in which every replica is back and has put back what it knows
 
 
 class Watch:
-    """Vouches for this replica's unfinished runs and halts those that a stop names."""
+    """Hears and looks for this replica's unfinished runs, and halts those that a stop names."""
 
     def __init__(
         self,
         redis: Redis,
         listener: Redis,
         poll_interval: float,
-        loss_grace: float | None,
         max_age: float,
+        pulse: Pulse,
+        metrics: Metrics,
         *,
         on_receipt: Callable[[dict[str, Any]], None],
         put_back: Callable[[Run], Awaitable[bool]],
+        put_back_stops: Callable[[], Awaitable[None]],
     ) -> None:
         """`redis` for commands, `listener` for the subscription alone; `poll_interval` in seconds.
 
-        `loss_grace`: seconds without a pulse after which runs that nobody could stop are halted; None never.
-        `max_age`: seconds that a subscription stands before it is made anew.
+        `max_age`: seconds that a subscription stands before it is made anew. `put_back` writes the record of a run
+        again that the bus forgot, `put_back_stops` the stops of the last minute.
         """
         self._redis, self._listener, self._replica_id = redis, listener, ""
-        self._poll_interval, self._loss_grace, self._max_age = poll_interval, loss_grace, max_age
-        self._vouched_at = 0.0  # time.monotonic() of the last pulse
-        self._on_receipt, self._put_back = on_receipt, put_back
-        self._runs: dict[str, Run] = {}  # by nonce
-        self._busy = asyncio.Event()  # set while there is a run
+        self._poll_interval, self._max_age, self._pulse, self._metrics = poll_interval, max_age, pulse, metrics
+        self._on_receipt, self._put_back, self._put_back_stops = on_receipt, put_back, put_back_stops
         self._standing = asyncio.Event()  # set while the subscription stands
-        self._pulse_lock = asyncio.Lock()
-        self._asked, self._pulsed = 0, 0
+        self._settled = asyncio.Event()  # cleared while a bus that came back may lack what others know
+        self._settled.set()
+        self._settling: asyncio.Task[None] | None = None
+        self._server = ""  # who answered last
         self._failures = 0  # of the subscription, in a row
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._listening: asyncio.Task[None] | None = None
 
     def start(self, replica_id: str) -> None:
         """Start listening, pulsing and looking, for a replica of this id."""
         self._replica_id = replica_id
         self._start_listening()
-        self._keep(asyncio.create_task(self._beat()))
+        for task in self._pulse.start(replica_id):
+            self._keep(task)
         self._keep(asyncio.create_task(self._poll()))
 
     def renew(self) -> None:
@@ -83,33 +87,16 @@ class Watch:
         self._standing.clear()
         self._listening = self._keep(asyncio.create_task(self._listen()))
 
-    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+    def _keep(self, task: asyncio.Task[Any]) -> asyncio.Task[Any]:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def close(self) -> None:
-        """End the three tasks and the connections of the subscription."""
+        """End its tasks and the connections of the subscription."""
         self._listening = None
         await cancelled(*self._tasks, within=CLOSE_TIMEOUT)
         await self._listener.aclose()
-
-    # ---- runs
-    async def add(self, run: Run) -> None:
-        """Vouch for a run before it takes its chat. On return a stop for it is heard and the pulse names it.
-
-        Raises: TimeoutError, RedisError where the bus cannot be reached.
-        """
-        await self.subscribed()
-        self._runs[run.nonce] = run
-        self._busy.set()
-        await self.pulse()
-
-    def remove(self, run: Run) -> None:
-        """Vouch for it no longer."""
-        self._runs.pop(run.nonce, None)
-        if not self._runs:
-            self._busy.clear()
 
     async def subscribed(self) -> None:
         """Wait until pushes reach us. Raises: TimeoutError."""
@@ -117,50 +104,64 @@ class Watch:
             async with asyncio.timeout(SUBSCRIBE_TIMEOUT):
                 await self._standing.wait()
 
-    # ---- the pulse
-    async def pulse(self) -> None:
-        """One SET that names every run known when it is sent; calls that wait for the same SET share it."""
-        self._asked += 1
-        ticket = self._asked
-        async with self._pulse_lock:  # two SETs under way at once could land in the wrong order
-            if self._pulsed >= ticket:
-                return
-            covered = self._asked
-            names = json.dumps(list(self._runs))
-            await self._redis.set(scripts.pulse_key(self._replica_id), names, px=PULSE_TTL_MS)
-            self._pulsed, self._vouched_at = covered, time.monotonic()
+    # ---- a bus that came back
+    @property
+    def settled(self) -> bool:
+        """Whether the bus is believed when it says that nobody has a chat."""
+        return self._standing.is_set() and self._settled.is_set()
 
-    async def _beat(self) -> None:
-        pause = PULSE_EVERY
-        while True:
-            await self._busy.wait()
-            await asyncio.sleep(pause)  # first: whoever added a run has pulsed for it
-            if not self._runs:
-                continue
-            await self._try("pulse", self.pulse())
-            unheard = time.monotonic() - self._vouched_at
-            pause = PULSE_AGAIN if unheard > PULSE_AGAIN else PULSE_EVERY
-            if self._loss_grace is not None and unheard > max(self._loss_grace, PULSE_AGAIN):
-                for run in list(self._runs.values()):
-                    run.token.stop(StopReason.SIGNAL_LOST)
+    async def until_settled(self) -> None:
+        """Wait until it is. Raises: TimeoutError."""
+        await self.subscribed()
+        if not self._settled.is_set():
+            async with asyncio.timeout(2 * SETTLE):
+                await self._settled.wait()
+
+    async def recognise(self) -> None:
+        """Ask who answers. Another server than the last time has to settle. Raises: RedisError, OSError."""
+        try:
+            told = await self._redis.info("replication")
+        except ResponseError:  # not every service tells
+            return
+        known, self._server = self._server, str(told.get("master_replid", ""))
+        if known and known != self._server:
+            self._came_back()
+
+    def _came_back(self) -> None:
+        logger.warning("seconds=<{}> | another signal bus than before answers, nothing begins while it settles", SETTLE)
+        self._settled.clear()
+        if self._settling is not None:
+            self._settling.cancel()
+        self._settling = self._keep(asyncio.create_task(self._settle()))
+        self._keep(asyncio.create_task(self._tell_what_we_know()))
+
+    async def _tell_what_we_know(self) -> None:
+        await tried("pulse", self._pulse.beat())  # also of no run: an older one may name those that have ended
+        await tried("look", self.look())
+        await tried("stops of the last minute", self._put_back_stops())
+
+    async def _settle(self) -> None:
+        await asyncio.sleep(SETTLE)
+        self._settled.set()
 
     # ---- the look
     async def _poll(self) -> None:
         while True:
-            await self._busy.wait()
+            await self._pulse.busy.wait()
             await asyncio.sleep(self._poll_interval)
-            await self._try("look", self.look())
+            await tried("look", self.look())
 
     async def look(self) -> None:
         """Read mailbox, record and named stop of every run that holds its chat, in one command."""
         # Only runs that held their chat before the command is sent: BEGIN has consumed older stops of theirs.
-        runs = [run for run in self._runs.values() if run.claim]
+        runs = [(run, run.claim) for run in self._pulse.runs.values() if run.claim]
         if not runs:
             return
-        values = await self._redis.mget([key for run in runs for key in scripts.keys(run.chat_id, run.run_id)])
-        for i, run in enumerate(runs):
-            if run.nonce in self._runs:
-                await self._try("look at one run", self._decide(run, *(as_text(v) for v in values[3 * i : 3 * i + 3])))
+        values = await self._redis.mget([key for run, _ in runs for key in scripts.keys(run.chat_id, run.run_id)])
+        for i, (run, claim) in enumerate(runs):
+            if run.nonce in self._pulse.runs and run.claim == claim:
+                said = (as_text(value) for value in values[3 * i : 3 * i + 3])
+                await tried("look at one run", self._decide(run, *said))
 
     async def _decide(self, run: Run, mailbox: str | None, raw: str | None, named: str | None) -> None:
         record = json.loads(raw) if raw else {}
@@ -168,24 +169,31 @@ class Watch:
             logger.warning(
                 "chat_id=<{}> run_id=<{}> | the bus forgot the record, putting it back", run.chat_id, run.run_id
             )
+            self._metrics.bus_forgot("record")
+            if self._settled.is_set():  # a fail-over that no connection has seen
+                self._came_back()
             if not await self._put_back(run):
-                run.token.stop(StopReason.SIGNAL_LOST)
+                run.token.stop(StopReason.TAKEN)
         elif record.get("nonce") != run.nonce:
             logger.warning("chat_id=<{}> run_id=<{}> | the chat is another run's now", run.chat_id, run.run_id)
-            run.token.stop(StopReason.SIGNAL_LOST)
+            run.token.stop(StopReason.TAKEN)
         elif named is not None:
-            run.closing_marked = bool(record.get("closing"))
-            run.token.stop(StopReason.of(named.partition(":")[2]))
+            self._stopped_late(run, record, StopReason.of(named.partition(":")[2]))
         elif mailbox is not None:
-            run.closing_marked = bool(record.get("closing"))
-            run.token.stop(StopReason.USER)
+            self._stopped_late(run, record, StopReason.USER)
+
+    def _stopped_late(self, run: Run, record: dict[str, Any], reason: StopReason) -> None:
+        run.closing_marked = bool(record.get("closing"))
+        if run.token.stop(reason) and run.closing_marked:  # else a person has SET the key
+            self._metrics.stop_late()
 
     # ---- the subscription
     async def _listen(self) -> None:
         while True:
-            await self._try("subscription", self._hear())
+            await tried("subscription", self._hear())
             if asyncio.current_task() is self._listening:  # else another one may stand by now
                 self._standing.clear()
+                self._metrics.bus_up(False)
             await asyncio.sleep(RECONNECT_AFTER[min(self._failures, len(RECONNECT_AFTER) - 1)])
             self._failures += 1
 
@@ -197,31 +205,27 @@ class Watch:
                 while True:
                     message = await pubsub.get_message(timeout=None)
                     if message is not None and message["type"] == "subscribe":
-                        self._failures = 0
-                        if asyncio.current_task() is self._listening:
-                            self._standing.set()
-                        await self._try("look", self.look())  # what was stored while nobody listened
+                        await self._subscription_stands()
                     elif message is not None and message["type"] == "message":
                         self._heard(json.loads(message["data"]))
         except TimeoutError:
             if not age.expired():
                 raise
 
+    async def _subscription_stands(self) -> None:
+        await self.recognise()
+        self._failures = 0
+        if asyncio.current_task() is self._listening:
+            self._standing.set()
+            self._metrics.bus_up(True)
+        await tried("look", self.look())  # what was stored while nobody listened
+
     def _heard(self, told: dict[str, Any]) -> None:
-        if run := self._runs.get(told.get("stop", "")):
+        if run := self._pulse.runs.get(told.get("stop", "")):
             run.closing_marked = True  # STOP has done that
             run.token.stop(StopReason.of(told.get("reason", "")))
         if ended := told.get("ended"):
             self._on_receipt(ended)
-
-    async def _try(self, what: str, work: Awaitable[None]) -> None:
-        """The bus may be gone for a while, or hold what no script of ours wrote; what was to be done is done again."""
-        try:
-            await work
-        except (RedisError, OSError, TimeoutError) as error:
-            logger.warning("error=<{}> | the signal bus does not answer: {}", error, what)
-        except Exception:
-            logger.exception("doing=<{}> | the signal bus said what cannot be read", what)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

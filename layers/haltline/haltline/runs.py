@@ -22,7 +22,8 @@ class StopReason(StrEnum):
     DISCONNECT = "disconnect"  # its client left
     DEADLINE = "deadline"  # RUN_TIMEOUT
     SHUTDOWN = "shutdown"  # its replica is ending
-    SIGNAL_LOST = "signal_lost"  # the bus was gone for too long, or the chat is another run's now
+    SIGNAL_LOST = "signal_lost"  # the bus was gone for too long
+    TAKEN = "taken"  # its chat was taken by another run while its replica was not heard
     AGENT = "agent"  # the model used the stop tool
 
     @classmethod
@@ -174,7 +175,12 @@ class Receipt:
     def failed(self) -> bool:
         """Whether the user was told of an error, or should have been."""
         ended = self.outcome in (Outcome.ERROR, Outcome.LOST) or not self.saved
-        return ended or self.reason in (StopReason.DEADLINE, StopReason.SHUTDOWN, StopReason.SIGNAL_LOST)
+        return ended or self.reason in (
+            StopReason.DEADLINE,
+            StopReason.SHUTDOWN,
+            StopReason.SIGNAL_LOST,
+            StopReason.TAKEN,
+        )
 
 
 @dataclass(frozen=True, slots=True)

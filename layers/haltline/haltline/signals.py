@@ -89,6 +89,13 @@ class SignalBus(Protocol):
     async def holds(self, run: Run) -> bool:
         """Whether the chat is still this run's."""
 
+    @property
+    def certain(self) -> bool:
+        """Whether no other replica can have taken a chat of ours: none of our runs may go on where one can."""
+
+    async def until_certain(self) -> None:
+        """Wait until that is so. A run whose chat was taken is halted meanwhile. Raises nothing."""
+
     async def stop(
         self,
         chat_id: str,
@@ -103,6 +110,16 @@ class SignalBus(Protocol):
     async def wait_end(self, chat_id: str, run_id: str, seconds: float) -> Receipt | None:
         """The receipt of a run, or None when it did not come in time or its replica died."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether the bus is believed when it says that nobody has a chat.
+
+        It is not while it is away, nor just after it came back, when not every replica has put back what it knows.
+        """
+
+    async def until_settled(self) -> None:
+        """Wait for it, some seconds at the most."""
+
     async def is_live(self, busy: Busy) -> bool:
         """Whether the holder's replica still vouches for it."""
 
@@ -113,4 +130,4 @@ class SignalBus(Protocol):
         """
 
     async def ping(self) -> None:
-        """One round trip."""
+        """Whether the bus takes a write: one round trip."""

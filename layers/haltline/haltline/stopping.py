@@ -54,6 +54,13 @@ async def stop_chat(
         return _told(resources, chat_id, await here.ended(until - time.monotonic()))
     if wait is None:
         return _answer(resources, chat_id, "accepted")
+    if verdict.state is StopState.IDLE and not resources.bus.settled:
+        try:
+            async with asyncio.timeout(max(until - time.monotonic(), 0)):
+                await resources.bus.until_settled()
+                verdict = await resources.bus.stop(chat_id, arrival, run_id=run_id or "", wait=True)
+        except (BusUnavailable, TimeoutError):
+            return _answer(resources, chat_id, "unconfirmed")
     if verdict.state is StopState.IDLE:
         return _answer(resources, chat_id, "idle")
     receipt = verdict.receipt

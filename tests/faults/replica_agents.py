@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from strands import Agent
+import asyncio
+from pathlib import Path
+
+from strands import Agent, tool
 from strands.hooks import BeforeModelCallEvent
 from strands.models import Model
 
@@ -15,8 +18,16 @@ def _refuse(event: BeforeModelCallEvent) -> None:
         raise ValueError(f"Bedrock would refuse this history: {wrong}")
 
 
+@tool
+async def work_for_a_moment(mark: str) -> str:
+    """Wait a little; `mark` is a file made when it begins."""
+    Path(mark).touch()
+    await asyncio.sleep(0.3)
+    return "worked"
+
+
 def make(model: Model) -> Agent:
     """AGENT: a run whose history Bedrock would not take ends with an error."""
-    agent = Agent(model=model, tools=[work_async, work_in_a_thread], callback_handler=None)
+    agent = Agent(model=model, tools=[work_async, work_in_a_thread, work_for_a_moment], callback_handler=None)
     agent.add_hook(_refuse, BeforeModelCallEvent)
     return agent

@@ -64,9 +64,7 @@ def frozen(replica: Replica) -> Iterator[None]:
 
 
 def _states(pid: int) -> list[str]:
-    return [
-        (task / "stat").read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").iterdir()
-    ]
+    return [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def connect(replica: Replica, *, receive_buffer: int = 0) -> socket.socket:

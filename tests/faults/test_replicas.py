@@ -32,6 +32,7 @@ from tests.contract.client import (
     stop_url,
     until,
 )
+from tests.faults.conftest import FULL
 from tests.faults.replicas import PULSE_TTL, Fleet, connect, frozen, request
 from tests.stack import Replica, running_stack
 
@@ -50,6 +51,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
     async with http_client() as client:
+        client.timeout = 60  # a replica that stands still says nothing
         yield client
 
 
@@ -74,6 +76,101 @@ async def answered(http: httpx.AsyncClient, replica: Replica, chat: str, message
             await turn.finish()
         assert (turn.status, time.monotonic() < deadline) == (409, True), (turn.status, bytes(turn.raw))
         await asyncio.sleep(0.1)  # as a client that was refused does
+
+
+# ---- a stall
+@dataclass
+class Stale:
+    """A chat whose run was frozen and taken over by another replica's."""
+
+    message: str
+    turn: Turn
+    heard: str = ""  # what was in the socket when the other run had begun
+
+    @property
+    def chat(self) -> str:
+        return str(self.turn.response.url).rpartition("/")[2]
+
+
+async def stall(
+    fleet: Fleet, http: httpx.AsyncClient, rnd: random.Random, marks: Path, seconds: float, each: int
+) -> None:
+    """Freeze a replica for so long, 0: its pulse is taken away instead. Its chats go on elsewhere, also when it wakes."""
+    one, other = fleet.replicas(2)
+    async with AsyncExitStack() as stack:
+        stale: list[Stale] = []
+        for n in range(each):
+            mark = marks / f"{n}-{rnd.random()}"
+            for message in (
+                script(chunks=["stale "], repeat=100_000, pace_ms=3, number=n),
+                script(chunks=["stale "], delay_ms=rnd.randint(300, 3000), repeat=100_000, pace_ms=3),
+                script(chunks=["stale "], repeat=rnd.randint(20, 200), pace_ms=3),  # done soon after it woke
+                script(tool={"name": "work_for_a_moment", "input": {"mark": str(mark)}}, chunks=["stale"]),
+            ):
+                turn = await stack.enter_async_context(sending(http, one, new_chat("stale"), message))
+                stale.append(Stale(message, turn))
+            await stale[-4].turn.first_text()
+            await exists(mark)
+        saved = [asyncio.create_task(until(lambda s=s: messages_of(http, other, s.chat))) for s in stale]
+        await asyncio.gather(*saved)
+        await asyncio.sleep(rnd.uniform(0, 0.05))  # the random moment
+        reading = [asyncio.create_task(s.turn.finish(seconds + 30)) for s in stale]
+        with frozen(one):
+            if seconds:
+                await asyncio.sleep(seconds)
+            else:
+                fleet.expire_pulse(one)
+            fresh = script(chunks=["fresh "], repeat=40, pace_ms=rnd.randint(5, 20))
+            takers = [asyncio.create_task(answered(http, other, s.chat, fresh, PULSE_TTL + 4)) for s in stale]
+
+            async def all_taken() -> bool:
+                live = (await http.get(f"{other.url}/health")).json()["live_runs"]
+                return bool(live >= len(takers) or all(t.done() for t in takers))
+
+            await until(all_taken, PULSE_TTL + 15)
+            for s in stale:
+                s.heard = s.turn.text
+        answers = await asyncio.gather(*takers)
+        await asyncio.gather(*reading)
+    if seconds > PULSE_TTL:
+        # What the one run was about to write when its replica was frozen goes out. Nothing else may.
+        assert sum(len(s.turn.text) - len(s.heard) for s in stale) <= len("stale "), "said after it woke"
+
+    async def quiet() -> bool:
+        return (await http.get(f"{one.url}/health")).json()["live_runs"] == 0
+
+    await until(quiet, 20)
+    for s, answer in zip(stale, answers, strict=True):
+        assert (answer.text, answer.closing) == ("fresh " * 40, [DONE])
+        kept = await messages_of(http, one, s.chat)
+        if s.turn.closing == [DONE]:  # it had been saved before its replica was frozen
+            first = said(s.message, s.turn.text)
+        else:
+            [(event, data)] = s.turn.closing
+            assert (event, data.startswith("[ERROR] The chat was taken by another run")) == ("error", True), data
+            first = said(s.message, "", stopped=True)
+        assert kept == first + said(fresh, "fresh " * 40)
+        assert (await answered(http, one, s.chat, HI, 1)).closing == [DONE]
+
+
+async def test_a_replica_that_stalled_ends_the_runs_whose_chats_were_taken_and_writes_nothing(
+    fleet: Fleet,
+    http: httpx.AsyncClient,
+    rnd: random.Random,
+    times: Callable[[int, int], int],
+    tmp_path: Path,
+) -> None:
+    for _ in range(times(1, 8)):
+        await stall(fleet, http, rnd, tmp_path, 0, times(1, 3))
+    for _ in range(times(0, 2)):
+        await stall(fleet, http, rnd, tmp_path, PULSE_TTL + 1, 3)
+
+
+@pytest.mark.skipif(not FULL, reason="30 s: make faults")
+async def test_a_replica_that_stalled_for_30_s_says_nothing_more_of_chats_that_were_taken(
+    fleet: Fleet, http: httpx.AsyncClient, rnd: random.Random, tmp_path: Path
+) -> None:
+    await stall(fleet, http, rnd, tmp_path, 30, 3)
 
 
 # ---- SIGKILL
@@ -188,9 +285,7 @@ def talks_of(
 def check_transcript(kept: list[dict[str, Any]], talk: Talk) -> None:
     """All that the client saw the end of lies in the chat; of the answer that broke off, its message."""
     whole = [
-        line
-        for message, text, closing in talk.turns
-        for line in said(message, text, stopped=closing == [STOPPED])
+        line for message, text, closing in talk.turns for line in said(message, text, stopped=closing == [STOPPED])
     ]
     assert kept[: len(whole)] == whole
     rest = kept[len(whole) :]

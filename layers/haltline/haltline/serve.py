@@ -120,7 +120,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end. A second Ctrl-C ends the grace: uvicorn's would cut the streams, here each has its last frame."""
+        """Begin to end. A second Ctrl-C ends the grace: each stream has its last frame, where uvicorn would cut it."""
         again, self.should_exit = self.should_exit, True
         if again and sig == signal.SIGINT and self._loop is not None and self._resources.runs is not None:
             self._loop.call_soon_threadsafe(self._resources.runs.end_grace)

@@ -1,4 +1,4 @@
-"""A replica is killed, told to end, or stalls, with live runs: no chat is lost, no stream ends without its last word."""
+"""A replica is killed, told to end, or stalls, with live runs: no chat is lost, no stream is cut that need not be."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ import pytest
 from tests.contract.client import (
     DONE,
     STOPPED,
-    EventStream,
     Turn,
-    chat_url,
     http_client,
     messages_of,
     new_chat,
@@ -34,6 +32,7 @@ from tests.contract.client import (
 )
 from tests.faults.conftest import FULL
 from tests.faults.replicas import PULSE_TTL, Fleet, connect, frozen, request
+from tests.integration.test_launcher import launched
 from tests.stack import Replica, running_stack
 
 USABLE = 10.0  # seconds after which a chat of a replica that died must answer
@@ -95,7 +94,7 @@ class Stale:
 async def stall(
     fleet: Fleet, http: httpx.AsyncClient, rnd: random.Random, marks: Path, seconds: float, each: int
 ) -> None:
-    """Freeze a replica for so long, 0: its pulse is taken away instead. Its chats go on elsewhere, also when it wakes."""
+    """Freeze a replica for so long; 0 takes its pulse away instead. Its chats go on elsewhere, also when it wakes."""
     one, other = fleet.replicas(2)
     async with AsyncExitStack() as stack:
         stale: list[Stale] = []
@@ -433,3 +432,57 @@ async def test_fifty_streams_of_a_replica_that_is_told_to_end_have_their_closing
         assert all(reader.raw.endswith(b"\r\n0\r\n\r\n") for reader in slow), "cut off"
         assert status == 0
         assert took < fleet.GRACE + 4.5, f"{took:.1f} s: nobody held it up"
+
+
+# ---- a signal while it starts
+def until_it_has_begun(pid: int) -> None:
+    """Wait until Python is up and the program has taken SIGINT from it: before that nothing of ours is asked."""
+
+    def caught() -> bool:
+        status = Path(f"/proc/{pid}/status").read_text()
+        mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+        return bool(int(mask, 16) >> (signal.SIGINT - 1) & 1)
+
+    deadline = time.monotonic() + 20
+    for python_has_it in (True, False):
+        while caught() != python_has_it:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)  # polled: nothing tells of it
+
+
+def test_a_replica_that_is_told_to_end_while_it_starts_says_nothing_of_it(
+    fleet: Fleet, rnd: random.Random, times: Callable[[int, int], int]
+) -> None:
+    for n in range(times(1, 12)):
+        number = (signal.SIGINT, signal.SIGTERM)[n % 2]
+        replica = fleet.start()
+        until_it_has_begun(replica.process.pid)
+        time.sleep(rnd.uniform(0, 2.5))  # the random moment
+        replica.process.send_signal(number)
+        assert replica.process.wait(20) in (0, -number)  # 0 where it served by then
+        assert "Traceback" not in replica.log.read_text()
+
+
+@pytest.mark.skipif(not FULL, reason="20 s of CPU: make faults")
+def test_a_launcher_that_is_told_to_end_while_it_starts_leaves_nothing(rnd: random.Random, tmp_path: Path) -> None:
+    for n in range(12):
+        number = (signal.SIGINT, signal.SIGTERM)[n % 2]
+        (directory := tmp_path / str(n)).mkdir()
+        with launched(directory, "--model", "scripted", "--replicas", "2") as launcher:
+            until_it_has_begun(launcher.process.pid)
+            time.sleep(rnd.uniform(0, 4))  # the random moment
+            os.killpg(launcher.process.pid, number)
+            assert launcher.ended() in (0, -number)  # 0 where it had begun anything
+            assert launcher.left() == []
+            assert "Traceback" not in launcher.errors.read_text()
+
+
+@pytest.mark.skipif(not FULL, reason="10 s: make faults")
+def test_ctrl_c_leaves_no_replica_that_is_frozen(tmp_path: Path) -> None:
+    with launched(tmp_path, "--model", "scripted", "--replicas", "3", SHUTDOWN_GRACE="0") as launcher:
+        launcher.url()
+        os.kill(launcher.pid("replica2"), signal.SIGSTOP)
+        launcher.interrupt()
+        launcher.expect(r"^replica2 did not end within 10 s; killed$")
+        assert launcher.ended() == 0
+        assert launcher.left() == []

@@ -117,9 +117,7 @@ async def test_ctrl_c_while_it_starts_is_obeyed_though_a_library_lost_the_cancel
     asked = asyncio.Event()
 
     async def work() -> None:
-        with contextlib.suppress(
-            asyncio.CancelledError
-        ):  # as redis-py may on Python 3.11
+        with contextlib.suppress(asyncio.CancelledError):  # as redis-py may on Python 3.11
             await asyncio.sleep(60)
         await asyncio.sleep(60)
 

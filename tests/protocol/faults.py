@@ -187,7 +187,7 @@ class Faults:
         for run in self._at.requests:
             run.begun = run.begun and bool(run.answer)
         for press in self._at.presses:
-            known = any(chat == self._at.chat for chat, _ in self._at.replicas[press.spec.through].bus._stored)
+            known = any(chat == self._at.chat for chat, _, _ in self._at.replicas[press.spec.through].bus._stored)
             press.forgotten = press.stored and not known and not press.spec.by_hand
 
     def _keys(self) -> list[bytes]:

@@ -180,13 +180,13 @@ MUTANTS = (
     ),
     (
         Variant("claims are not raised", patches={"haltline.redis_pulse.Pulse._claim_all": nothing}),
-        "the owner stalls",
+        "both owners stall",
         "TWO_RUNS_LIVE",
     ),
     (
         Variant("a bus that came back is believed", patches={"haltline.redis_watch.Watch._came_back": lambda _: None}),
-        "Redis comes back empty, two messages",
-        "TWO_RUNS_LIVE",
+        "an older Redis takes over",
+        "FALSE_ANSWER",
     ),
     (
         Variant("stops are not set again", patches={"haltline.redis_bus.RedisBus._put_back_stops": nothing}),

@@ -53,13 +53,16 @@ class Scenario:
     reads: tuple[Read, ...] = ()
     faults: dict[str, int] = field(default_factory=dict)
     exists: bool = False  # the chat has been written before
+    goes_on: bool = False  # SIGNAL_LOSS_POLICY=continue
     accepted: tuple[str, ...] = ()
 
 
 M, P, R, S = Message, Press, Read, Scenario
 SENT, LIVE, FRAME = ("m0.sent",), ("m0.live",), ("m0.frame",)
-TWO_LIVE = ("ONE_LIVE_RUN",)  # until a replica that wakes has looked
-FORGOTTEN = ("A_STOP_IS_LOST", "A_RECEIPT_IS_MISSED", "IDLE_IS_SAID_OF_A_LIVE_RUN")  # Redis lost its data
+TWO_LIVE = ("ONE_LIVE_RUN",)  # until one of them has looked
+NO_END = ("409_AFTER_AN_END",)  # it could not be said, or Redis lost it
+NO_RECEIPT = ("A_RECEIPT_IS_MISSED",)  # Redis lost it: `unconfirmed`
+FALLS_BACK = {"lag": 1, "failover": 1}
 
 HOLD: dict[str, Scenario] = {
     # nothing fails
@@ -101,12 +104,26 @@ HOLD: dict[str, Scenario] = {
     "the owner is killed": S((M(), M(1, LIVE)), (P(after=SENT, wait=True),), faults={"kill0": 1}),
     "the stopper is killed": S((M(),), (P(after=SENT, wait=True),), faults={"kill1": 1}),
     "the deleter is killed": S((M(ends=True), M(1, SENT, delete=True)), faults={"kill1": 1}, exists=True),
-    "the owner stalls": S((M(ends=True), M(1, SENT, ends=True)), faults={"stall0": 1}, accepted=TWO_LIVE),
+    "the owner stalls": S((M(ends=True), M(1, SENT, ends=True)), faults={"stall0": 1}),
+    "the owner stalls twice": S((M(ends=True), M(1, SENT, ends=True)), faults={"stall0": 2}),
+    "the owner stalls, a message, a stop": S(
+        (M(), M(1, LIVE, gap=10)), (P(after=("m1.sent",), wait=True),), faults={"stall0": 1}
+    ),
+    "the owner stalls, BEGIN is answered late": S(
+        (M(ends=True), M(1, SENT, ends=True)), faults={"stall0": 1, "late": 1}
+    ),
+    "the owner stalls, the reply of CLAIM is lost": S(
+        (M(), M(1, FRAME)), (P(after=LIVE, by_hand=True),), faults={"stall0": 1, "reply": 1}
+    ),
     "the owner stalls, a deletion": S((M(ends=True), M(1, SENT, delete=True)), faults={"stall0": 1}),
     "the deleter stalls": S((M(delete=True), M(1, SENT, ends=True)), faults={"stall0": 1}),
-    "the owner is cut off, a stop there": S(
-        (M(), M(1, FRAME)), (P(0, LIVE),), faults={"cut0": 1}, accepted=("409_AFTER_AN_END", *TWO_LIVE)
+    "the owner is cut off": S((M(ends=True), M(1, LIVE, ends=True)), faults={"cut0": 1}, accepted=NO_END),
+    "the owner is cut off, a stop": S((M(),), (P(after=SENT, wait=True),), faults={"cut0": 1}),
+    "the owner is cut off, a stop there": S((M(), M(1, FRAME)), (P(0, LIVE),), faults={"cut0": 1}, accepted=NO_END),
+    "the owner is cut off and goes on": S(
+        (M(ends=True), M(1, LIVE, ends=True)), faults={"cut0": 1}, goes_on=True, accepted=(*TWO_LIVE, *NO_END)
     ),
+    "the owner stalls and would go on": S((M(ends=True), M(1, LIVE, ends=True)), faults={"stall0": 1}, goes_on=True),
     "a stop, a message, the owner is cut off": S((M(after=("p0.sent",)),), (P(0),), faults={"cut0": 1}),
     "the mark cannot be set": S(
         (M(), M(1, FRAME)),
@@ -115,22 +132,59 @@ HOLD: dict[str, Scenario] = {
         {"mark": 1},
         accepted=("409_AFTER_AN_END", "A_READ_LACKS_THE_END"),
     ),
-    "Redis forgets, a stop": S((M(),), (P(after=LIVE, wait=True),), faults={"empty": 1}, accepted=FORGOTTEN),
-    "Redis forgets, a message": S((M(), M(1, FRAME)), (P(after=LIVE),), faults={"empty": 1}, accepted=FORGOTTEN),
+    # Redis was away, and comes back with its data
+    "Redis restarts": S((M(), M(1, LIVE)), (P(after=SENT, wait=True),), faults={"restart": 1}),
+    # without them
+    "Redis forgets, a stop": S((M(),), (P(after=LIVE, wait=True),), faults={"empty": 1}, accepted=NO_RECEIPT),
+    "Redis forgets, a stop that names its run": S(
+        (M(),), (P(after=LIVE, names=0, wait=True),), faults={"empty": 1}, accepted=NO_RECEIPT
+    ),
+    "Redis forgets, a message": S((M(), M(1, FRAME)), (P(after=LIVE),), faults={"empty": 1}),
+    "Redis forgets, two messages": S((M(ends=True), M(1, LIVE, ends=True)), faults={"empty": 1}),
+    "Redis forgets, two messages, a stop": S(
+        (M(), M(1, LIVE)), (P(after=("m1.sent",), gap=10, wait=True),), faults={"empty": 1}, accepted=NO_RECEIPT
+    ),
+    "Redis forgets, a message that stops the run first": S(
+        (M(ends=True), M(1, SENT, stop_first=True)), faults={"empty": 1}
+    ),
+    "Redis forgets, a deletion": S((M(ends=True), M(1, SENT, delete=True)), faults={"empty": 1}, exists=True),
+    "Redis forgets, a deletion, then a stop": S(
+        (M(delete=True),), (P(after=SENT, wait=True),), faults={"empty": 1}, exists=True
+    ),
+    "Redis forgets, a read": S((M(ends=True),), (P(after=SENT),), (R(1, FRAME),), {"empty": 1}),
+    "Redis forgets, the stopper is killed": S(
+        (M(),), (P(after=SENT),), faults={"empty": 1, "kill1": 1}, accepted=("A_STOP_IS_LOST",)
+    ),
+    "Redis forgets, the owner stalls": S(
+        (M(ends=True), M(1, LIVE, ends=True)), faults={"empty": 1, "stall0": 1}, accepted=TWO_LIVE
+    ),
+    "Redis forgets, a slow clock": S(
+        (M(),), (P(after=LIVE, skew=-2),), faults={"empty": 1}, accepted=("A_STOP_IS_LOST",)
+    ),
+    "Redis forgets, a key set by hand": S(
+        (M(),), (P(after=LIVE, by_hand=True),), faults={"empty": 1}, accepted=("A_STOP_IS_LOST",)
+    ),
+    # with those that a copy had
+    "Redis falls back, a stop": S((M(),), (P(after=SENT, wait=True),), faults=FALLS_BACK, accepted=NO_RECEIPT),
+    "Redis falls back, two messages": S((M(ends=True), M(1, LIVE, ends=True)), faults=FALLS_BACK),
+    "Redis falls back, a stop, then a message": S((M(), M(1, FRAME, gap=10)), (P(after=SENT),), faults=FALLS_BACK),
+    "Redis falls back unseen, a stop": S(
+        (M(),), (P(after=LIVE, wait=True),), faults={"lag": 1, "silent": 1}, accepted=("IDLE_IS_SAID_OF_A_LIVE_RUN",)
+    ),
+    "Redis falls back unseen, two messages": S(
+        (M(ends=True), M(1, LIVE, ends=True)), faults={"lag": 1, "silent": 1}, accepted=(*TWO_LIVE, *NO_END)
+    ),
 }
 
 # too large for every test run
 LARGE: dict[str, Scenario] = {
-    "Redis falls back, a stop, then a message": S(
-        (M(), M(1, FRAME, gap=10)),
-        (P(after=SENT),),
-        faults={"lag": 1, "failover": 1},
-        accepted=("409_AFTER_AN_END", *TWO_LIVE, *FORGOTTEN),
-    ),
+    "Redis falls back, a deletion": S((M(ends=True), M(1, SENT, delete=True)), faults=FALLS_BACK, exists=True),
     "two messages and a stop for each": S((M(ends=True), M(1, SENT)), (P(0, SENT), P(1, ("m1.sent",)))),
     "three messages, two stop the run first": S((M(), M(1, SENT, stop_first=True), M(0, SENT, stop_first=True))),
     "a message, a deletion, a message": S((M(), M(1, SENT, delete=True), M(0, ("m1.sent",), ends=True))),
-    "a refused write, then a stall": S((M(ends=True), M(1, SENT), M(0, SENT)), faults={"stall1": 1}, accepted=TWO_LIVE),
+    "a refused write, then a stall": S((M(ends=True), M(1, SENT), M(0, SENT)), faults={"stall1": 1}),
+    "both stall": S((M(ends=True), M(1, SENT, ends=True)), faults={"stall0": 1, "stall1": 1}),
+    "the owner is cut off, a message, a stop": S((M(), M(1, LIVE)), (P(after=SENT, wait=True),), faults={"cut0": 1}),
 }
 
 # rule left out, scenario, promise that breaks
@@ -159,6 +213,21 @@ BREAK: tuple[tuple[str, str, str], ...] = (
     ("saved_said", "the closing write fails", "SAVED_IS_SAID_WRONGLY"),
     ("here_in_order", "a stop, a message, the owner is cut off", "ANOTHER_RUN_IS_HALTED"),
     ("resend", "the reply of BEGIN is lost", "409_FOR_NO_RUN"),
+    ("holds_still", "the owner stalls", "ONE_LIVE_RUN"),
+    ("holds_still", "the owner is cut off", "ONE_LIVE_RUN"),
+    ("raises_claim", "the owner stalls", "ONE_LIVE_RUN"),
+    ("claims_begun", "the owner stalls, BEGIN is answered late", "ONE_LIVE_RUN"),
+    ("any_claim", "the owner stalls, the reply of CLAIM is lost", "409_AFTER_AN_END"),
+    ("settles", "Redis restarts", "A_TURN_IS_LOST"),
+    ("settles", "Redis forgets, two messages", "ONE_LIVE_RUN"),
+    ("settles", "Redis forgets, a stop", "IDLE_IS_SAID_OF_A_LIVE_RUN"),
+    ("asks_settled", "Redis forgets, two messages", "ONE_LIVE_RUN"),
+    ("outbox", "Redis forgets, a stop", "A_STOP_IS_LOST"),
+    ("outbox", "Redis forgets, a message that stops the run first", "A_STOP_IS_LOST"),
+    ("outbox", "Redis falls back, a stop", "A_STOP_IS_LOST"),
+    ("outbox_gone", "Redis forgets, a deletion", "DELETED_CHAT_COMES_BACK"),
+    ("idle_if_unread", "Redis forgets, a stop", "IDLE_IS_SAID_BY_A_STOP_THAT_HALTED"),
+    ("claim_deletes", "Redis forgets, a deletion, then a stop", "SAVED_IS_SAID_WRONGLY"),
     ("claim_closing", "Redis forgets, a message", "409_AFTER_AN_END"),
     ("claim_drains", "Redis falls back, a stop, then a message", "ANOTHER_RUN_IS_HALTED"),
 )

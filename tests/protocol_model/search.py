@@ -12,7 +12,8 @@ from tests.protocol_model.states import HOLDS, State
 
 
 def broken_in(model: Model, s: State) -> Iterator[str]:
-    if sum(r.pc == "run" and s.replicas[model.m[i].replica].up == "up" for i, r in enumerate(s.runs)) > 1:
+    goes = (r.pc == "run" and r.held != "still" for r in s.runs)
+    if sum(g and s.replicas[m.replica].up == "up" for g, m in zip(goes, model.m, strict=True)) > 1:
         yield "ONE_LIVE_RUN"
 
 
@@ -27,6 +28,10 @@ def broken_at_rest(model: Model, s: State) -> Iterator[str]:
         asked = r.cause[:1] == "d" and s.runs[int(r.cause[1:])].pc not in ("refused", "dead")
         if r.pc == "end" and r.out == "stopped" and r.saved and not (r.wrote or asked or model.deleted(s, i)):
             yield "NEITHER_SAVED_NOR_SAID"
+        other = r.seen[0]
+        stops = r.pc == "wait" and r.named == model.ids[other] and model.on(s, model.m[i].replica)
+        if stops and s.runs[other].pc in HOLDS and model.on(s, model.m[other].replica):
+            yield "A_STOP_IS_LOST"
     for c, p in zip(s.calls, model.sc.presses, strict=True):
         if c.pc == "wait" and model.on(s, p.replica) and s.runs[c.saw].said:
             yield "A_RECEIPT_IS_MISSED"

@@ -8,7 +8,7 @@ from tests.protocol_model.bus import Bus, Receipt, Rules, Scripts, put
 from tests.protocol_model.scenarios import Scenario
 
 HOLDS = ("open", "run")  # the run has begun, how it ends is open
-ASKS = ("ask", "steal", "busy", "name", "wait")  # it is on its way to the chat
+ASKS = ("ask", "steal", "told", "busy", "name", "wait")  # it is on its way to the chat
 
 
 class Run(NamedTuple):
@@ -18,7 +18,10 @@ class Run(NamedTuple):
     knows_end: bool = False  # its client had seen an end before it sent
     base: int = -1  # the version of the file that it read or wrote last
     claim: int = -1
+    began: int = -1  # the claim it had first
+    named: int = -1  # the run that it has stopped by name
     seen: tuple[int, int, bool] = (-1, -1, False)  # what BEGIN said: holder, its claim, closing
+    told: str = ""  # what BEGIN found, while its reply is under way
     out: str = ""
     cause: str = ""
     frame: str = ""
@@ -28,6 +31,7 @@ class Run(NamedTuple):
     saved: bool = True  # what the receipt says
     over: bool = False  # nothing vouches for it any more
     said: bool = False  # END was said and heard
+    held: str = ""  # no pulse vouched for it: it has to be claimed again, and until then holds "still" or "goes on"
 
 
 class Call(NamedTuple):
@@ -36,6 +40,7 @@ class Call(NamedTuple):
     pc: str = "new"
     sent: int = -1
     v: int = 0
+    stored: int = -1  # the stamp by which the bus knows the stop
     saw: int = -1  # the run it waits for
     gone: bool = False  # once it was not to be seen
     got: Receipt | None = None
@@ -48,6 +53,7 @@ class Replica(NamedTuple):
     net: bool = True
     hears: bool = True
     inbox: tuple[tuple[Any, ...], ...] = ()
+    owes: tuple[str, ...] = ()  # stops that it has to put back
 
 
 class State(NamedTuple):
@@ -58,6 +64,7 @@ class State(NamedTuple):
     replicas: tuple[Replica, ...]
     bus: Bus
     behind: Bus | None  # what a lagging copy of Redis knows
+    young: bool  # Redis came back and may lack what the replicas have not put back yet
     version: int
     faults: tuple[tuple[str, int], ...]
 
@@ -81,7 +88,9 @@ class States:
         n, faults = len(self.m), tuple(sorted(self.sc.faults.items()))
         calls, reads = (Call(),) * len(self.sc.presses), (Call(),) * len(self.sc.reads)
         bus = Bus(named=("",) * n)
-        return State(0, (Run(),) * n, calls, reads, (Replica(), Replica()), bus, None, int(self.sc.exists), faults)
+        return State(
+            0, (Run(),) * n, calls, reads, (Replica(), Replica()), bus, None, False, int(self.sc.exists), faults
+        )
 
     def run(self, s: State, i: int, **new: Any) -> State:
         return s._replace(runs=put(s.runs, i, s.runs[i]._replace(**new)))
@@ -98,6 +107,14 @@ class States:
     def on(self, s: State, k: int) -> bool:
         return s.replicas[k].up == "up" and s.replicas[k].net
 
+    def vouched(self, s: State, k: int) -> frozenset[int]:
+        """What the pulse of this replica names."""
+        idle = ("new", "sent", "end", "refused", "dead")
+        return frozenset(i for i in self.own(k) if s.runs[i].pc not in idle and not s.runs[i].over)
+
+    def own(self, k: int) -> frozenset[int]:
+        return frozenset(i for i, m in enumerate(self.m) if m.replica == k)
+
     def may(self, s: State, fault: str) -> bool:
         return (fault, 0) not in s.faults and fault in self.sc.faults
 
@@ -107,7 +124,7 @@ class States:
     def claims(self, s: State) -> int:
         """A new claim: greater than any that is remembered."""
         other = s.behind.claim if s.behind else 0
-        return 1 + max(s.bus.claim, other, *(max(r.claim, r.seen[1]) for r in s.runs))
+        return 1 + max(s.bus.claim, other, *(max(r.claim, r.began, r.seen[1]) for r in s.runs))
 
     def versions(self, s: State) -> int:
         return 1 + max(s.version, *(r.base for r in s.runs))

@@ -89,7 +89,7 @@ class RedisBus:
         self._asking: set[asyncio.Task[None]] = set()
         self._waiting: dict[tuple[str, str], list[asyncio.Future[Receipt]]] = {}
         self._told: OrderedDict[tuple[str, str], Receipt] = OrderedDict()
-        self._stored: OrderedDict[tuple[str, str], _Stored] = OrderedDict()  # by chat and run, the oldest first
+        self._stored: OrderedDict[tuple[str, str, StopReason], _Stored] = OrderedDict()  # of chat and run; oldest first
         self._metrics = metrics or Metrics()
         self.pulse = Pulse(self.redis, loss_grace, self._metrics, self._put_back)
         self.watch = Watch(
@@ -131,11 +131,13 @@ class RedisBus:
     # ---- the run's side
     async def begin(self, run: Run, *, takeover: str = "", delete: bool = False) -> Begun | Busy | Used:
         """See `signals.SignalBus.begin`. The caller must `end` what has begun."""
-        ask = partial(self._ask_begin, run, takeover, "delete" if delete else "run")
+        run.deletes = delete
+        ask = partial(self._ask_begin, run, takeover)
         try:
             async with reachable():
                 await self.watch.until_settled()
                 await self.pulse.add(run)
+                lapses = self.pulse.lapses
                 try:
                     answer = await ask()
                 except _LOST:
@@ -143,6 +145,9 @@ class RedisBus:
                     await self.watch.until_settled()
                     await self.pulse.add(run)
                     answer = await ask()  # it may hold the chat already: the script knows its nonce
+                if self.pulse.lapses != lapses:  # it stood still meanwhile, and another may have taken the chat since
+                    await self.pulse.add(run)
+                    answer = await ask()
         except BaseException:
             self.pulse.remove(run)
             self._until_done(self.pulse.beat)  # or a chat it holds unknowingly would stay busy until the pulse ends
@@ -150,6 +155,8 @@ class RedisBus:
         match answer:
             case ["begun", claim, arrived, stopped]:
                 run.claim, run.arrived_ms, run.closing_marked = claim, arrived, bool(stopped)
+                if delete:
+                    self._keep_stop(run.chat_id, "", arrived, StopReason.DELETED)
                 return Begun(StopReason.of(stopped) if stopped else None)
             case ["busy", other, owner, nonce, claim, later, closing]:
                 self.pulse.remove(run)
@@ -158,12 +165,12 @@ class RedisBus:
                 self.pulse.remove(run)
                 return Used()
 
-    async def _ask_begin(self, run: Run, takeover: str, kind: str) -> Any:
+    async def _ask_begin(self, run: Run, takeover: str) -> Any:
         return await self._begin(
             keys=scripts.keys(run.chat_id, run.run_id),
             args=[
                 *(run.run_id, self.replica_id, run.nonce, run.arrival.stamp, run.arrival.age_ms),
-                *(self._record_ttl, takeover, kind),
+                *(self._record_ttl, takeover, _kind(run)),
             ],
         )
 
@@ -229,7 +236,7 @@ class RedisBus:
         """
         args = [
             *(run.run_id, self.replica_id, run.nonce, run.arrived_ms, "1" if run.arrival.stamp else ""),
-            *(run.claim, self._record_ttl, "1" if run.token.stopped else ""),
+            *(run.claim, self._record_ttl, "1" if run.token.stopped else "", _kind(run)),
         ]
         answer = await self._claim(keys=scripts.keys(run.chat_id, run.run_id), args=args)
         if answer[0] == "held":
@@ -257,8 +264,9 @@ class RedisBus:
                 return StopVerdict(StopState.LIVE, live, owner)
             case ["ended", receipt]:
                 return StopVerdict(StopState.ENDED, run_id, receipt=_receipt(json.loads(receipt)))
-            case [_, stamp]:
+            case [_, stamp, lay_there]:
                 self._keep_stop(chat_id, run_id, stamp, reason)
+                return StopVerdict(StopState.IDLE, lay_there=bool(lay_there))
         return StopVerdict(StopState.IDLE)
 
     async def _ask_stop(
@@ -282,9 +290,9 @@ class RedisBus:
 
     def _keep_stop(self, chat_id: str, run_id: str, stamp: str, reason: StopReason) -> None:
         """Remember a stop that the bus has stored, for a minute."""
-        which, now = (chat_id, run_id), time.monotonic()
-        self._stored[which] = _Stored(now, stamp, reason)
-        self._stored.move_to_end(which)
+        which, now = (chat_id, run_id, reason), time.monotonic()
+        older = self._stored.pop(which, None)
+        self._stored[which] = _Stored(now, max(stamp, older.stamp, key=float) if older else stamp)
         while len(self._stored) > STOPS_KEPT or now - next(iter(self._stored.values())).at > STOPS_KEPT_FOR:
             self._stored.popitem(last=False)
 
@@ -293,8 +301,8 @@ class RedisBus:
         since = time.monotonic() - STOPS_KEPT_FOR
         owed = [(*which, stored) for which, stored in self._stored.items() if stored.at > since]
 
-        async def again(chat_id: str, run_id: str, stored: _Stored) -> None:
-            answer = await self._ask_stop(chat_id, stored.stamp, 0, run_id, stored.reason, again=True)
+        async def again(chat_id: str, run_id: str, reason: StopReason, stored: _Stored) -> None:
+            answer = await self._ask_stop(chat_id, stored.stamp, 0, run_id, reason, again=True)
             if answer[0] not in ("known", "ended"):
                 self._metrics.bus_forgot("stop")
 
@@ -414,7 +422,10 @@ class _Stored:
 
     at: float
     stamp: str
-    reason: StopReason
+
+
+def _kind(run: Run) -> str:
+    return "delete" if run.deletes else "run"
 
 
 def _receipt(told: dict[str, Any]) -> Receipt:

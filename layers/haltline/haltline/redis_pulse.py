@@ -47,6 +47,7 @@ class Pulse:
         self._unanswered_at = float("-inf")  # the same clock, when the last one failed
         self._lock = asyncio.Lock()
         self._asked, self._pulsed = 0, 0
+        self.lapses = 0  # times that no pulse was confirmed for as long as one lives
         self._lapsed = asyncio.Event()  # set while runs have to be claimed again
         self._open = asyncio.Event()  # set while runs may go on
         self._open.set()
@@ -81,6 +82,7 @@ class Pulse:
             names = json.dumps(list(self.runs))
             await self._redis.set(scripts.pulse_key(self._replica_id), names, px=PULSE_TTL_MS)
             lapsed = time.monotonic() - self._vouched_at > LIFE
+            self.lapses += lapsed
             self._pulsed, self._vouched_at = covered, sent
         self._metrics.bus_up(True)
         if lapsed and any(run.claim for run in self.runs.values()):

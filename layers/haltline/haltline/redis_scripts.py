@@ -123,7 +123,8 @@ return {'begun', claim, rec.a, rec.stopped or ''}
 )
 
 # ARGV: stamp, age ms, ttl s, run ('' for whoever the stamp means), reason, replica that wants the receipt ('' none),
-# ttl s of a record, '1' where a stop that was stored before is set again by the stamp it got then | ''
+# ttl s of a record, '1' where a stop that was stored before is set again by the stamp it got then | ''. Of one that
+# finds no live run it also tells whether it lay there already, read by nobody.
 STOP = (
     _HEAD
     + f"local SLACK = {SLACK_MS}"
@@ -140,10 +141,16 @@ end
 
 if ARGV[4] ~= '' then
   if rec.last and rec.last.run_id == ARGV[4] then return {'ended', cjson.encode(rec.last)} end
-  if again and redis.call('EXISTS', KEYS[3]) == 1 then return {'known'} end
+  local lay = redis.call('EXISTS', KEYS[3]) == 1
+  if again and lay then return {'known'} end
   redis.call('SET', KEYS[3], string.format('%.0f:%s', s, ARGV[5]), 'EX', ARGV[3])
   if live and rec.run == ARGV[4] then return halt() end
-  return {'idle', text(s)}
+  return {'idle', text(s), lay and '1' or ''}
+end
+if again and ARGV[5] == 'deleted' then -- a deletion that was done: what was sent before it must not bring the chat back
+  rec.gone = text(math.max(tonumber(rec.gone or 0), s))
+  save(ARGV[7])
+  return {'known'}
 end
 local stored = time_in(redis.call('GET', KEYS[1]))
 if again and math.max(stored or 0, tonumber(rec.upto or 0)) >= s then return {'known'} end
@@ -151,7 +158,7 @@ if live and s < tonumber(rec.a) then
   local slack = (again or rec.door and tonumber(ARGV[1]) > 0) and 0 or SLACK
   if s < tonumber(rec.a) - slack then -- late: meant for those that came before this run
     if s > tonumber(rec.upto or 0) then rec.upto = text(s); save(ARGV[7]) end
-    return {'idle', text(s)}
+    return {'idle', text(s), ''}
   end
   s = tonumber(rec.a)
 end
@@ -161,7 +168,7 @@ if not (stored and stored >= s) then -- also over what is no number
   save(ARGV[7])
 end
 if live then return halt() end
-return {'idle', text(s)}
+return {'idle', text(s), stored == s and '1' or ''}
 """
 )
 
@@ -199,7 +206,8 @@ return {'ended'}
 """
 )
 
-# ARGV: run, owner, nonce, arrival ms, '1' | '' told by a front door, claim last known, ttl s, '1' | '' it was halted.
+# ARGV: run, owner, nonce, arrival ms, '1' | '' told by a front door, claim last known, ttl s, '1' | '' it was halted,
+# 'run' | 'delete'.
 # No pulse vouched for the run for a while, and nobody has taken its chat: whoever is about to is refused by the new
 # claim. Or the record was forgotten, or is that of an older world: what that one says of a holder is not said of this
 # run.
@@ -209,8 +217,9 @@ CLAIM = (
 local known = tonumber(ARGV[6])
 if rec.nonce ~= ARGV[3] and tonumber(rec.claim or '0') >= known then return {'lost'} end
 if tonumber(rec.claim or '0') < known then rec.claim = ARGV[6] end
-if rec.nonce ~= ARGV[3] then rec.closing, rec.delete, rec.stopped, rec.waiters = nil, nil, nil, nil end
+if rec.nonce ~= ARGV[3] then rec.closing, rec.stopped, rec.waiters = nil, nil, nil end
 rec.run, rec.owner, rec.nonce, rec.a, rec.door = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1'
+rec.delete = ARGV[9] == 'delete' or nil
 if ARGV[8] == '1' then rec.closing = true end
 local put = time_in(redis.call('GET', KEYS[1]))
 if put and put < tonumber(rec.a) then drain(0) end -- BEGIN had consumed it in the world that was lost

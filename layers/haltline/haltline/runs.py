@@ -152,6 +152,7 @@ class Run:
     nonce: str = field(default_factory=new_run_id)
     claim: str = ""
     arrived_ms: str = ""  # the arrival as the bus reckoned it, to the microsecond
+    deletes: bool = False  # it holds the chat to delete it
     begun_deleted: bool = False  # its chat was deleted after this request had left its client: it writes nothing
     closing_marked: bool = False  # the bus knows that the run is about to end
 

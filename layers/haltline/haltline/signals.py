@@ -54,12 +54,16 @@ class StopState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StopVerdict:
-    """The bus' answer to a stop. `run_id` is the run it covers, `receipt` how the named run had ended."""
+    """The bus' answer to a stop. `run_id` is the run it covers, `receipt` how the named run had ended.
+
+    `lay_there`: it had been stored before, and no run has read it since.
+    """
 
     state: StopState
     run_id: str = ""
     owner: str = ""
     receipt: Receipt | None = None
+    lay_there: bool = False
 
 
 class SignalBus(Protocol):

@@ -39,7 +39,7 @@ async def stop_chat(
 
     Raises: BusUnavailable where it could not be stored and the run is not of this process.
     """
-    until = time.monotonic() + (wait or 0)
+    until, settled = time.monotonic() + (wait or 0), resources.bus.settled
     try:
         async with place or nullcontext():
             verdict = await resources.bus.stop(chat_id, arrival, run_id=run_id or "", wait=wait is not None)
@@ -54,12 +54,14 @@ async def stop_chat(
         return _told(resources, chat_id, await here.ended(until - time.monotonic()))
     if wait is None:
         return _answer(resources, chat_id, "accepted")
-    if verdict.state is StopState.IDLE and not resources.bus.settled:
+    if verdict.state is StopState.IDLE and not (settled and resources.bus.settled):
         try:
             async with asyncio.timeout(max(until - time.monotonic(), 0)):
                 await resources.bus.until_settled()
                 verdict = await resources.bus.stop(chat_id, arrival, run_id=run_id or "", wait=True)
         except (BusUnavailable, TimeoutError):
+            return _answer(resources, chat_id, "unconfirmed")
+        if verdict.state is StopState.IDLE and not verdict.lay_there:  # a run may have read it, and ended
             return _answer(resources, chat_id, "unconfirmed")
     if verdict.state is StopState.IDLE:
         return _answer(resources, chat_id, "idle")

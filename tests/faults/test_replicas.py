@@ -159,7 +159,7 @@ async def test_a_replica_that_stalled_ends_the_runs_whose_chats_were_taken_and_w
     times: Callable[[int, int], int],
     tmp_path: Path,
 ) -> None:
-    for _ in range(times(1, 8)):
+    for _ in range(times(1, 6)):
         await stall(fleet, http, rnd, tmp_path, 0, times(1, 3))
     for _ in range(times(0, 2)):
         await stall(fleet, http, rnd, tmp_path, PULSE_TTL + 1, 3)
@@ -303,7 +303,7 @@ async def test_a_killed_replica_leaves_every_chat_whole_and_usable(
     times: Callable[[int, int], int],
     tmp_path: Path,
 ) -> None:
-    kills = times(0, 6)
+    kills = times(0, 5)
     for n in range(kills or 1):
         one, other = fleet.replicas(2)
         talks = talks_of(http, one, other, rnd, tmp_path, times(1, 3))
@@ -394,7 +394,7 @@ async def test_fifty_streams_of_a_replica_that_is_told_to_end_have_their_closing
     times: Callable[[int, int], int],
     tmp_path: Path,
 ) -> None:
-    for n in range(times(1, 4)):
+    for n in range(times(1, 3)):
         [one] = fleet.replicas(1)
         marks = [tmp_path / f"{n}-{i}" for i in range(10)]
         slow = [SlowReader(one, rate=times(400_000, 100_000)) for _ in range(10)]
@@ -450,7 +450,7 @@ def until_it_has_begun(pid: int) -> None:
 def test_a_replica_that_is_told_to_end_while_it_starts_says_nothing_of_it(
     fleet: Fleet, rnd: random.Random, times: Callable[[int, int], int]
 ) -> None:
-    for n in range(times(1, 12)):
+    for n in range(times(1, 8)):
         number = (signal.SIGINT, signal.SIGTERM)[n % 2]
         replica = fleet.start()
         until_it_has_begun(replica.process.pid)
@@ -462,7 +462,7 @@ def test_a_replica_that_is_told_to_end_while_it_starts_says_nothing_of_it(
 
 @pytest.mark.skipif(not FULL, reason="20 s of CPU: make faults")
 def test_a_launcher_that_is_told_to_end_while_it_starts_leaves_nothing(rnd: random.Random, tmp_path: Path) -> None:
-    for n in range(12):
+    for n in range(8):
         number = (signal.SIGINT, signal.SIGTERM)[n % 2]
         (directory := tmp_path / str(n)).mkdir()
         with launched(directory, "--model", "scripted", "--replicas", "2") as launcher:

@@ -12,7 +12,7 @@ KEYS = [
     *("index:{chats}", "info:{chats}", "live:{chats}", "ready:{chats}", "gone:{chats}", "stopped:{chats}"),
 ]
 CHANNELS = ["replica:*"]
-CONNECTION = ["ping", "subscribe", "cluster|slots", "script|load", "evalsha"]
+CONNECTION = ["ping", "info", "subscribe", "cluster|slots", "script|load", "evalsha"]
 OUTSIDE = ["get", "set", "mget", "del", "hset", "hkeys", "hmget", "zmscore"]
 IN_SCRIPTS = ["time", "get", "getdel", "set", "del", "publish", "exists", "expire"]
 IN_LIST = ["zadd", "zrem", "zrange", "zcard", "hset", "hget", "hdel", "sadd", "srem", "sismember"]

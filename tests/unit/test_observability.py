@@ -285,6 +285,9 @@ class OneRun:
     async def ping(self) -> None:
         return None
 
+    async def check(self) -> None:
+        return None
+
 
 class OneChat:
     """A store and a list that keep one document in memory."""

@@ -99,10 +99,10 @@ def _add_service_routes(app: FastAPI) -> None:
     @app.get("/health", tags=["service"], summary="Whether stops can be delivered", responses={503: {"model": Health}})
     @app.get("/api/v1/health", tags=["service"], summary="The same", responses={503: {"model": Health}})
     async def health(resources: ResourcesOf, response: Response) -> Health:
-        """503 while the signal bus cannot be reached."""
+        """503 while the signal bus cannot be reached, or takes no stop."""
         try:
             async with asyncio.timeout(PING_TIMEOUT):
-                await resources.bus.ping()
+                await resources.bus.check()
             connected = True
         except (BusUnavailable, TimeoutError):
             connected = False

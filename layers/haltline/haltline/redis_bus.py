@@ -401,7 +401,13 @@ class RedisBus:
         return {i: r for i, r in held.items() if r["nonce"] in vouched[r["owner"]]}
 
     async def ping(self) -> None:
-        """See `signals.SignalBus.ping`."""
+        """See `signals.SignalBus.ping`. On a cluster all nodes are asked."""
+        async with reachable():
+            await self.redis.ping()
+
+    async def check(self) -> None:
+        """See `signals.SignalBus.check`."""
+        await self.ping()
         async with reachable():
             await self.redis.set(f"{scripts.pulse_key(self.replica_id)}:ping", "", px=1000)
 

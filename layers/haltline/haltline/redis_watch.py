@@ -22,7 +22,7 @@ from typing import Any
 
 from loguru import logger
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from haltline import redis_scripts as scripts
 from haltline.metrics import Metrics
@@ -118,12 +118,14 @@ class Watch:
                 await self._settled.wait()
 
     async def recognise(self) -> None:
-        """Ask who answers. Another server than the last time has to settle. Raises: RedisError, OSError."""
+        """Ask who answers. Another server than the last time has to settle, and so has one that does not tell now."""
         try:
-            told = await self._redis.info("replication")
-        except ResponseError:  # not every service tells
+            server = str((await self._redis.info("replication")).get("master_replid", ""))
+        except ResponseError:  # there are services that never do
             return
-        known, self._server = self._server, str(told.get("master_replid", ""))
+        except (RedisError, OSError):
+            server = ""
+        known, self._server = self._server, server
         if known and known != self._server:
             self._came_back()
 

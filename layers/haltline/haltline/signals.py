@@ -134,4 +134,7 @@ class SignalBus(Protocol):
         """
 
     async def ping(self) -> None:
-        """Whether the bus takes a write: one round trip."""
+        """One round trip."""
+
+    async def check(self) -> None:
+        """Whether a stop could be stored: the bus answers and takes a write, which a full one or a copy does not."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-import asyncio
+import signal
 import sys
-
-from haltline.settings import SettingsError, exit_with, load_settings
-from local.errors import CannotStart
-from local.launcher import Launcher
 
 
 def main() -> int:
     """Returns the exit status: 0 when told to end, 1 when something is missing, 2 for a wrong setting."""
+    # Until the launcher takes it: in the imports, which take a while, a KeyboardInterrupt is a traceback, or is lost.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    import argparse
+    import asyncio
+
+    from haltline.settings import SettingsError, exit_with, load_settings
+    from local.errors import CannotStart
+    from local.launcher import Launcher
+
     parser = argparse.ArgumentParser(prog="python -m local", description="Haltline on this machine. Ctrl-C ends it.")
     parser.add_argument("--host", help="HOST, default 127.0.0.1")
     parser.add_argument("--port", help="PORT, default 8000; 0 takes a free one")

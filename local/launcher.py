@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 from haltline.settings import Settings
+from haltline.tasks import cancelled
 from local import model_server
 from local.embedded_valkey import embedded_valkey
 from local.errors import CannotStart
@@ -156,9 +157,9 @@ async def _unless(event: asyncio.Event, work: Coroutine[None, None, None]) -> No
     task, waiting = asyncio.create_task(work), asyncio.create_task(event.wait())
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    if await cancelled(task, within=MARGIN):
+        with contextlib.suppress(asyncio.CancelledError):
+            task.result()
 
 
 def _in_foreground() -> bool:

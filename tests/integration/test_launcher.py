@@ -183,6 +183,18 @@ def test_a_killed_replica_is_started_again_and_the_address_keeps_serving(running
     both_serve(url)
 
 
+def test_a_frozen_replica_holds_up_nobody_who_comes_then(running: tuple[Launched, str]) -> None:
+    launcher, url = running
+    both_serve(url)
+    pid = int(next(m[1] for line in reversed(launcher.seen) if (m := re.match(r"replica1 .*\(pid (\d+)", line))))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert [serving(url) for _ in range(20)] == ["replica2"] * 20
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    both_serve(url)
+
+
 def test_a_killed_valkey_comes_back_on_its_port_with_the_stops_it_held(running: tuple[Launched, str]) -> None:
     launcher, url = running
     port = int(next(found[1] for line in launcher.seen if (found := re.match(r"valkey on 127\.0\.0\.1:(\d+)", line))))

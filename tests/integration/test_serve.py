@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pytest
 import uvicorn
 from redis.asyncio import Redis
 
+from haltline import serve
 from haltline.app import make_app
 from haltline.bootstrap import make_resources
 from haltline.serve import Server, listen
@@ -24,9 +26,13 @@ SOON = 10.0  # seconds: a deadline for what must happen, never a measure
 BODY = b'{"message": "/script {\\"text\\": \\"said to the end\\", \\"pace_ms\\": 1}"}'
 
 
-def request(chat_id: str) -> bytes:
+def request(chat_id: str, body: bytes = BODY) -> bytes:
     head = f"POST /api/v1/chat/{chat_id} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def paced(ms: int) -> bytes:
+    return BODY.replace(b'\\"pace_ms\\": 1', b'\\"pace_ms\\": %d' % ms)
 
 
 class Listener(socket.socket):
@@ -167,7 +173,7 @@ async def test_who_keeps_a_connection_is_told_to_close_it(replica: Replica) -> N
 
 async def test_streams_have_their_closing_frames_where_no_descriptor_is_left(replica: Replica) -> None:
     client = replica.connect()
-    client.send(request("no-descriptor").replace(b'\\"pace_ms\\": 1', b'\\"pace_ms\\": 9'))
+    client.send(request("no-descriptor", paced(9)))
     while not replica.server.server_state.tasks:
         await asyncio.sleep(0)
 
@@ -178,6 +184,42 @@ async def test_streams_have_their_closing_frames_where_no_descriptor_is_left(rep
     replica.server.at_the_end = fill_the_table
     said = (await asyncio.gather(answer(client), replica.end()))[0]
     assert "event: done" in said
+
+
+async def test_a_request_that_never_comes_whole_does_not_hold_a_replica_that_ends(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "LAST_BODIES", 0.05)
+    half, stream = replica.connect(), replica.connect()
+    half.send(request("half")[:-5])
+    # One that begins a second request on the connection of its stream keeps the stream.
+    stream.send(request("whole", paced(300)) + request("half-too")[:-5])
+    while len(replica.server.server_state.tasks) < 2:
+        await asyncio.sleep(0)
+    ending = asyncio.create_task(replica.end())
+    assert await answer(half) == ""
+    assert not ending.done()
+    assert "event: done" in await answer(stream)
+    await ending
+
+
+async def test_a_second_ctrl_c_ends_the_grace_and_each_stream_has_its_closing_frame(replica: Replica) -> None:
+    client = replica.connect()
+    client.send(request("impatient", paced(60_000)))
+    said = asyncio.create_task(answer(client))
+    while not replica.server.server_state.tasks:
+        await asyncio.sleep(0)
+    told = asyncio.Event()
+    replica.server.at_the_end = told.set
+    replica.server.handle_exit(signal.SIGINT, None)
+    await told.wait()
+    replica.server.handle_exit(signal.SIGTERM, None)
+    await asyncio.sleep(0)
+    assert not said.done()
+    replica.server.handle_exit(signal.SIGINT, None)
+    frames = await asyncio.wait_for(said, 4)  # the grace is 5 s
+    assert [line for line in frames.splitlines() if line.startswith("event: ")] == ["event: error"]
+    await replica.end()
 
 
 async def test_nobody_is_let_in_after_the_order_to_end(replica: Replica) -> None:

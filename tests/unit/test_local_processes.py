@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ import pytest
 from haltline.settings import SettingsError
 from local.embedded_valkey import embedded_valkey
 from local.errors import CannotStart
+from local.launcher import _unless
 from local.ports import free_port, listen
 from local.processes import Child, Family
 
@@ -109,3 +111,26 @@ async def test_a_data_directory_in_use_is_left_alone(family: Family, tmp_path: P
         first.close()
         three, _ = embedded_valkey(family, tmp_path / "valkey", second)
         assert str(tmp_path / "valkey") in three.command
+
+
+async def test_ctrl_c_while_it_starts_is_obeyed_though_a_library_lost_the_cancellation() -> None:
+    asked = asyncio.Event()
+
+    async def work() -> None:
+        with contextlib.suppress(asyncio.CancelledError):  # as redis-py may on Python 3.11
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    asyncio.get_running_loop().call_later(0.01, asked.set)
+    ending = asyncio.create_task(_unless(asked, work()))
+    ended, _ = await asyncio.wait({ending}, timeout=5)
+    ending.cancel()
+    assert ended
+
+
+async def test_what_keeps_it_from_starting_is_told() -> None:
+    async def work() -> None:
+        raise CannotStart("no Redis")
+
+    with pytest.raises(CannotStart):
+        await _unless(asyncio.Event(), work())

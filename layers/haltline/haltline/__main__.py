@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import signal
 
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing has begun that a KeyboardInterrupt would have to tell of
     parser = argparse.ArgumentParser(prog="haltline", description="One replica of Haltline.")
     parser.add_argument("--fd", type=int, help="serve on this inherited listening socket instead of HOST and PORT")
     parser.add_argument("--ready-fd", type=int, help="write a line to this inherited pipe once serving")

@@ -46,6 +46,9 @@ class LocalRuns(Protocol):
     async def drain(self, grace: float) -> None:
         """Start nothing new, give live runs `grace` seconds, halt the rest, return when all have ended."""
 
+    def end_grace(self) -> None:
+        """Halt the runs now, whatever time `drain` gives or gave them. Call it in their event loop."""
+
 
 @dataclass(slots=True)
 class Resources:

@@ -150,6 +150,11 @@ class Runner:
             async with asyncio.timeout_at(self._ends_at + UNWIND):
                 await self._quiet.wait()
 
+    def end_grace(self) -> None:
+        """Halt the runs now, whatever time `drain` gives or gave them."""
+        self._ends_at = asyncio.get_running_loop().time()
+        self._halt()
+
     def _halt(self) -> None:
         self._grace_over = True
         for execution in list(self._live.values()):

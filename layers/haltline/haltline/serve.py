@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 
 import uvicorn
 from loguru import logger
@@ -24,6 +25,7 @@ from haltline.settings import Settings, exit_with
 
 BACKLOG = 2048  # connections that wait to be taken
 LAST_REQUESTS = 0.25  # seconds for the requests of those who were let in before the order to end
+LAST_BODIES = 1.0  # seconds more for the rest of a request that has come in part
 
 
 def serve(fd: int | None, ready_fd: int | None) -> None:
@@ -89,9 +91,11 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, resources: Resources, ready_fd: int | None) -> None:
         super().__init__(config)
         self._resources, self._ready_fd = resources, ready_fd
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start serving, then tell whoever started this process."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started and self._ready_fd is not None:
             os.write(self._ready_fd, b"1\n")
@@ -114,9 +118,23 @@ class Server(uvicorn.Server):
         # Who keeps a connection is told not to send another request on it.
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         await asyncio.sleep(LAST_REQUESTS)
+        asyncio.get_running_loop().call_later(LAST_BODIES, self._leave_those_who_only_began)
         if self._resources.runs is not None:
             self._draining = asyncio.create_task(self._resources.runs.drain(self._resources.settings.shutdown_grace))
         await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end. A second Ctrl-C ends the grace: each stream has its last frame, where uvicorn would cut it."""
+        again, self.should_exit = self.should_exit, True
+        if again and sig == signal.SIGINT and self._loop is not None and self._resources.runs is not None:
+            self._loop.call_soon_threadsafe(self._resources.runs.end_grace)
+
+    def _leave_those_who_only_began(self) -> None:
+        """Close on requests whose body has not come whole: they were not taken, and would hold the end to the last."""
+        for connection in list(self.server_state.connections):
+            cycle, before = getattr(connection, "cycle", None), getattr(connection, "pipeline", None)
+            if cycle is not None and cycle.more_body and not cycle.response_started and not before:
+                connection.transport.close()
 
     async def _let_in_the_last(self, sockets: list[socket.socket]) -> None:
         """Close the door behind those whom the kernel has let in already: by itself a close would cut them off."""

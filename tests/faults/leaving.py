@@ -37,6 +37,7 @@ def over_bedrock(url: str, directory: Path) -> dict[str, str]:
     return {
         "AGENT": "tests.faults.leaving:make",
         "MODEL_PROVIDER": "bedrock",
+        "MAX_OUTPUT_TOKENS": "1000000",  # what has no end is what is wanted here
         "BEDROCK_MODEL_ID": "amazon.nova-lite-v1:0",
         "AWS_REGION": "us-west-2",
         "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": url,

@@ -51,7 +51,7 @@ router = APIRouter(prefix="/api/v1")
     tags=["stop"],
     summary="Stop many chats",
     response_model=BulkStopAnswer,
-    responses=errors(408, 413, 422, 429, 503),
+    responses=errors(408, 413, 422, 503),
     openapi_extra=body_docs(BulkStopRequest),
 )
 async def stop_bulk(
@@ -77,7 +77,7 @@ async def stop_bulk(
     summary="Stop a chat",
     response_model=StopAnswer,
     response_model_exclude_unset=True,
-    responses=errors(422, 429, 503),
+    responses=errors(422, 503),
 )
 async def stop(
     chat_id: ChatPath, arrival: ArrivalOf, resources: ResourcesOf, run_id: RunQuery = None, wait: Wait = None

@@ -84,4 +84,4 @@ async def _internal_error(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
     detail = "Too many stops of one client wait here. This one was not stored; try again."
-    await JSONResponse({"detail": detail}, 429, {"Retry-After": "1"})(scope, receive, send)
+    await JSONResponse({"detail": detail}, 503, {"Retry-After": "1"})(scope, receive, send)

@@ -124,10 +124,6 @@ _ERRORS = {
         "Something in the request is wrong; `loc` says where.",
         [{"loc": ["body", "message"], "msg": "the message is empty; write something", "type": "value_error"}],
     ),
-    429: (
-        "A thousand stops of this client wait here already. Nothing was done.",
-        "Too many stops of one client wait here. This one was not stored; try again.",
-    ),
     503: (
         "The signal bus (Redis) cannot be reached, or the session store failed.",
         "The signal bus (Redis) cannot be reached. Nothing was done; try again.",

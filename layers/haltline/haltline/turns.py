@@ -13,10 +13,6 @@ from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
-GRAIN = 0.001  # seconds a timer may be late on an event loop that has nothing to do
-BACK_OFF = 4  # how many times as long as the event loop was late nothing more is begun,
-LONGEST = 0.5  # seconds at most: it may have stood still with the whole machine
-
 
 def client_of(scope: Scope) -> str:
     """Who asks."""
@@ -34,7 +30,7 @@ class _Line:
 
 
 class Turns:
-    """Turns of many clients: `at_once` of one, then one each `every` seconds, fewer where the event loop is busy."""
+    """Turns of many clients: `at_once` of one, then one each `every` seconds."""
 
     def __init__(self, every: float, at_once: int, waiting: int) -> None:
         """`waiting`: how many of one client may wait."""
@@ -64,12 +60,8 @@ class Turns:
 
     async def _pace(self, client: str, line: _Line) -> None:
         """Give turns until all are back that this client may take at once."""
-        loop = asyncio.get_running_loop()
         while line.waiting or line.left < self._at_once:
-            due = loop.time() + self._every
             await asyncio.sleep(self._every)
-            if (late := loop.time() - due) > GRAIN:
-                await asyncio.sleep(min(late * BACK_OFF, LONGEST))
             while line.waiting and line.waiting[0].done():  # whoever waited has gone
                 line.waiting.popleft()
             if line.waiting:

@@ -165,7 +165,8 @@ async def test_a_long_answer_is_not_cut_by_the_head_that_follows(
         await one.rest()
 
 
-async def test_a_body_that_nobody_waits_for_is_not_read_for_ever(port: int) -> None:
+async def test_a_body_that_nobody_waits_for_is_not_read_for_ever(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
     async with client(port) as one:
         one.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         await one.until(b"0\r\n\r\n")

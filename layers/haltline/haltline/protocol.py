@@ -13,8 +13,6 @@ from typing import Any
 from loguru import logger
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from haltline.inputs import MAX_BODY_BYTES
-
 MAX_HEAD_BYTES = 128 * 1024  # of a head, of what trails a body, of what stands between two pieces of it
 HEAD_SECONDS = 15.0  # for a head; for the rest of a body whose request is answered already
 
@@ -28,7 +26,6 @@ class Protocol(HttpToolsProtocol):
 
     replica = ""
     _unused = 0  # bytes since the last that told something
-    _dropped = 0  # bytes of the body of a request that is answered
     _told = False
     _in_head = False
     _surplus = False  # something came behind what is answered last: nothing is read any more
@@ -86,18 +83,13 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of a body. One that nobody waits for is dropped, but not for ever."""
+        """A piece of a body. Where the answer is given it is dropped: a client hears it only when all was sent."""
         self._told = True
-        if self.cycle.response_complete:
-            self._dropped += len(body)
-            if self._dropped > MAX_BODY_BYTES:
-                self.transport.close()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request has been read."""
         self._told = True
-        self._dropped = 0
         self._waited()
         super().on_message_complete()
 

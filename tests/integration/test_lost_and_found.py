@@ -19,7 +19,7 @@ from haltline.prometheus import PrometheusMetrics
 from haltline.redis_bus import RedisBus
 from haltline.redis_connection import connect
 from haltline.resources import Resources
-from haltline.runs import Arrival, Outcome, StopReason
+from haltline.runs import Arrival, Outcome, Run, StopReason
 from haltline.settings import Settings
 from haltline.signals import Begun, Busy, StopState
 from haltline.stopping import stop_chat
@@ -30,11 +30,11 @@ from tests.integration.test_signal_bus import SOON, begun, chat, done, fired, ne
 __all__ = ["bench", "chat"]
 
 
-async def unheard(bus: RedisBus) -> None:
+async def unheard(bus: RedisBus, run: Run | None = None) -> None:
     """No pulse of it is confirmed for longer than one lives: by its own clock, and by Redis'."""
     bus.pulse._vouched_at -= redis_pulse.LIFE + 0.1
     await bus.redis.delete(redis_scripts.pulse_key(bus.replica_id))
-    assert not bus.certain
+    assert run is None or not bus.certain(run)
 
 
 async def soon(condition: Any) -> None:
@@ -50,14 +50,14 @@ async def test_a_run_is_held_still_until_its_claim_was_raised(make_bus: Any, cha
     bus = await make_bus("a")
     run = await begun(bus, chat)
     claim = run.claim
-    await unheard(bus)
-    held = asyncio.create_task(bus.until_certain())
+    await unheard(bus, run)
+    held = asyncio.create_task(bus.until_certain(run))
     await asyncio.sleep(0)
     assert not held.done()
     await bus.pulse.beat()
     async with asyncio.timeout(SOON):
         await held
-    assert bus.certain
+    assert bus.certain(run)
     assert int(run.claim) > int(claim)
     assert await bus.holds(run)
     assert await bus.end(run, done(run))
@@ -71,7 +71,7 @@ async def test_a_takeover_that_read_the_old_claim_is_refused(make_bus: Any, chat
     await unheard(bus)
     assert not await other.is_live(busy)
     await bus.pulse.beat()
-    await bus.until_certain()
+    await bus.until_certain(run)
     again = await other.begin(second, takeover=busy.claim)
     assert isinstance(again, Busy)
     assert await other.is_live(again)
@@ -122,14 +122,14 @@ async def test_a_held_run_goes_on_where_its_chat_is_still_its_own(bench: Bench) 
 
 async def test_without_a_bus_a_run_that_may_go_on_is_not_held(make_bus: Any, chat: str, lone: Lone) -> None:
     bus = await make_bus(way=lone.way)  # SIGNAL_LOSS_POLICY=continue
-    await begun(bus, chat)
+    run = await begun(bus, chat)
     lone.stop()
     assert not await redis_pulse.tried("pulse", bus.pulse.beat())
     bus.pulse._vouched_at -= redis_pulse.LIFE
-    held = asyncio.create_task(bus.until_certain())
+    held = asyncio.create_task(bus.until_certain(run))
     async with asyncio.timeout(redis_pulse.PULSE_EVERY + SOON):
         await held  # the next beat finds no bus
-    assert bus.certain
+    assert bus.certain(run)
 
 
 async def test_a_begin_that_was_answered_after_its_replica_stood_still_asks_again(

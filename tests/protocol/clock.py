@@ -71,6 +71,7 @@ class _Time:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.monotonic = self.time = now
+        self.CLOCK_BOOTTIME, self.clock_gettime = 7, lambda _: now()
 
 
 class _Asyncio:
@@ -90,7 +91,7 @@ def taken_by(
     """Let the product run by `hands`, with `scripts` and `patches` in place of what has these names."""
     usual, heard = _Time(lambda: hands.loop.now), _Time(lambda: hands.loop.now + hands.ahead())
     with ExitStack() as stack:
-        for module in (execution, redis_bus, runs, stopping, tasks):
+        for module in (execution, runs, stopping, tasks):
             stack.enter_context(patch.object(module, "time", usual))
         stack.enter_context(patch.object(redis_pulse, "time", heard))
         for module in (redis_pulse, redis_watch):

@@ -415,7 +415,7 @@ class Stepper:
         """Whether its agent may not go on for now, since another replica may have the chat."""
         before = WHO.set(run.name)
         try:
-            return not self.replicas[run.spec.through].bus.certain
+            return run.execution is not None and not self.replicas[run.spec.through].bus.certain(run.execution.run)
         finally:
             WHO.reset(before)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -100,8 +101,12 @@ class Execution:
         run.token.on_stop(halt)
         try:
             await asyncio.wait({answer, gate}, return_when=asyncio.FIRST_COMPLETED)
+            if not gate.done() and not self._deps.bus.certain(run):  # else it might write a chat that was taken
+                certain = asyncio.create_task(self._deps.bus.until_certain(run))
+                await asyncio.wait({certain, gate}, return_when=asyncio.FIRST_COMPLETED)
+                certain.cancel()
             self._decided = True
-            if run.token.stopped and not self._complete:
+            if run.token.stopped and (not self._complete or run.token.reason is StopReason.TAKEN):
                 self.receipt = await self._halted(answer, opening)
             else:
                 self.receipt = await self._ended(_error_of(opening) or _error_of(answer))
@@ -139,12 +144,12 @@ class Execution:
             raise
         await asyncio.shield(opening)
         turn.restore(self._document.snapshot, self._document.unseen)
-        turn.before_each_step = self._deps.bus.until_certain
+        turn.before_each_step = functools.partial(self._deps.bus.until_certain, run)
         self._turn = turn
         state = {"chat_id": run.chat_id, "run_id": run.run_id, "principal": run.caller.principal}
         cut = False
         async for text in turn.events(self._message, state):
-            if not self._deps.bus.certain:
+            if not self._deps.bus.certain(run):
                 await self._held_still()
             cut = run.token.stopped or not self.stream.put(text)
             if not cut:
@@ -160,7 +165,7 @@ class Execution:
     async def _held_still(self) -> None:
         """Wait until nobody else can have the chat, or until the run was halted."""
         with contextlib.suppress(asyncio.CancelledError):
-            await self._deps.bus.until_certain()
+            await self._deps.bus.until_certain(self.run)
 
     async def _room(self) -> bool:
         """Wait until a slow client has caught up. False where the run was halted meanwhile."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
+import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -14,12 +14,12 @@ from typing import Any
 
 from loguru import logger
 from redis.credentials import CredentialProvider
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from haltline import redis_scripts as scripts
 from haltline.metrics import Metrics
 from haltline.redis_connection import MAX_AGE, Freshness, connect
-from haltline.redis_pulse import LIFE, PULSE_AGAIN, Pulse
+from haltline.redis_pulse import LIFE, PULSE_AGAIN, Pulse, now
 from haltline.redis_watch import CLOSE_TIMEOUT, Watch
 from haltline.runs import Arrival, Outcome, Receipt, Run, StopReason, new_run_id
 from haltline.signals import WAIT_FOR_END, Begun, BusUnavailable, Busy, StopState, StopVerdict, Used
@@ -109,7 +109,7 @@ class RedisBus:
         self.replica_id = f"{self._replica}-{new_run_id()}"
         self.watch.start(self.replica_id)
         try:  # or the first stop would pay for it
-            async with reachable():
+            async with self._asking_it():
                 for script in (self._begin, self._stop, self._closing, self._end, self._claim):
                     await self.redis.script_load(script.script)
         except BusUnavailable as error:
@@ -123,6 +123,16 @@ class RedisBus:
         with suppress(*_LOST):
             await self.redis.aclose()
 
+    @asynccontextmanager
+    async def _asking_it(self) -> AsyncIterator[None]:
+        """As `reachable`; what fails makes the bus doubtful."""
+        try:
+            async with reachable():
+                yield
+        except BusUnavailable:
+            self.watch.doubt()
+            raise
+
     def renew(self) -> None:
         """See `signals.SignalBus.renew`. What is under way goes on on the connection it has."""
         self._freshness.renew()
@@ -134,14 +144,14 @@ class RedisBus:
         run.deletes = delete
         ask = partial(self._ask_begin, run, takeover)
         try:
-            async with reachable():
+            async with self._asking_it():
                 await self.watch.until_settled()
                 await self.pulse.add(run)
                 lapses = self.pulse.lapses
                 try:
                     answer = await ask()
                 except _LOST:
-                    await self.watch.recognise()
+                    self.watch.doubt()
                     await self.watch.until_settled()
                     await self.pulse.add(run)
                     answer = await ask()  # it may hold the chat already: the script knows its nonce
@@ -176,7 +186,7 @@ class RedisBus:
 
     async def closing(self, run: Run) -> None:
         """See `signals.SignalBus.closing`."""
-        async with reachable():
+        async with self._asking_it():
             await self._closing(keys=scripts.keys(run.chat_id, run.run_id), args=[run.nonce, self._record_ttl])
 
     async def end(self, run: Run, receipt: Receipt) -> bool:
@@ -192,7 +202,7 @@ class RedisBus:
             args=[run.run_id, run.nonce, run.claim, told, self._stop_ttl],
         )
         try:
-            async with reachable():
+            async with self._asking_it():
                 answer = await say()
         except BusUnavailable:
             self._until_done(say)
@@ -221,14 +231,13 @@ class RedisBus:
         record = await self._record(run.chat_id)
         return bool(record.get("nonce") == run.nonce)
 
-    @property
-    def certain(self) -> bool:
+    def certain(self, run: Run) -> bool:
         """See `signals.SignalBus.certain`."""
-        return self.pulse.certain
+        return self.pulse.certain(run)
 
-    async def until_certain(self) -> None:
+    async def until_certain(self, run: Run) -> None:
         """See `signals.SignalBus.until_certain`."""
-        await self.pulse.until_certain()
+        await self.pulse.until_certain(run)
 
     async def _put_back(self, run: Run) -> bool:
         """Raise the claim of a live run, or write its record again that the bus forgot.
@@ -253,12 +262,14 @@ class RedisBus:
         run_id: str = "",
         reason: StopReason = StopReason.USER,
         wait: bool = False,
+        stamp: str = "",
     ) -> StopVerdict:
         """See `signals.SignalBus.stop`."""
-        async with reachable():
+        async with self._asking_it():
             if wait:
                 await self.watch.subscribed()
-            answer = await self._ask_stop(chat_id, arrival.stamp, arrival.age_ms, run_id, reason, wait=wait)
+            given = stamp or arrival.stamp
+            answer = await self._ask_stop(chat_id, given, arrival.age_ms, run_id, reason, self._stop_ttl, wait=wait)
         match answer:
             case ["live", live, owner, stamp]:
                 self._keep_stop(chat_id, run_id, stamp, reason)
@@ -267,7 +278,7 @@ class RedisBus:
                 return StopVerdict(StopState.ENDED, run_id, receipt=_receipt(json.loads(receipt)))
             case [_, stamp, lay_there]:
                 self._keep_stop(chat_id, run_id, stamp, reason)
-                return StopVerdict(StopState.IDLE, lay_there=bool(lay_there))
+                return StopVerdict(StopState.IDLE, stamp=stamp, lay_there=bool(lay_there))
         return StopVerdict(StopState.IDLE)
 
     async def _ask_stop(
@@ -277,6 +288,7 @@ class RedisBus:
         age_ms: float,
         run_id: str,
         reason: StopReason,
+        ttl: int,
         *,
         wait: bool = False,
         again: bool = False,
@@ -284,26 +296,33 @@ class RedisBus:
         return await self._stop(
             keys=scripts.keys(chat_id, run_id),
             args=[
-                *(stamp, age_ms, self._stop_ttl, run_id, reason.value, self.replica_id if wait else ""),
+                *(stamp, age_ms, ttl, run_id, reason.value, self.replica_id if wait else ""),
                 *(self._record_ttl, "1" if again else ""),
             ],
         )
 
     def _keep_stop(self, chat_id: str, run_id: str, stamp: str, reason: StopReason) -> None:
         """Remember a stop that the bus has stored, for a minute."""
-        which, now = (chat_id, run_id, reason), time.monotonic()
+        which, at = (chat_id, run_id, reason), now()
         older = self._stored.pop(which, None)
-        self._stored[which] = _Stored(now, max(stamp, older.stamp, key=float) if older else stamp)
-        while len(self._stored) > STOPS_KEPT or now - next(iter(self._stored.values())).at > STOPS_KEPT_FOR:
+        self._stored[which] = _Stored(at, max(stamp, older.stamp, key=float) if older else stamp)
+        while len(self._stored) > STOPS_KEPT or at - next(iter(self._stored.values())).at > STOPS_KEPT_FOR:
             self._stored.popitem(last=False)
 
     async def _put_back_stops(self) -> None:
         """Set the stops of the last minute again that the bus does not know any more."""
-        since = time.monotonic() - STOPS_KEPT_FOR
+        since = now() - STOPS_KEPT_FOR
         owed = [(*which, stored) for which, stored in self._stored.items() if stored.at > since]
 
         async def again(chat_id: str, run_id: str, reason: StopReason, stored: _Stored) -> None:
-            answer = await self._ask_stop(chat_id, stored.stamp, 0, run_id, reason, again=True)
+            ttl = self._stop_ttl - math.floor(now() - stored.at)
+            if ttl <= 0:
+                return
+            try:
+                answer = await self._ask_stop(chat_id, stored.stamp, 0, run_id, reason, ttl, again=True)
+            except ResponseError as error:  # a record that a person wrote; the others must not wait for it
+                logger.warning("chat_id=<{}> error=<{}> | a stop cannot be set again", chat_id, error)
+                return
             if answer[0] not in ("known", "ended"):
                 self._metrics.bus_forgot("stop")
 
@@ -317,7 +336,7 @@ class RedisBus:
 
     async def until_settled(self) -> None:
         """See `signals.SignalBus.until_settled`."""
-        async with reachable():
+        async with self._asking_it():
             await self.watch.until_settled()
 
     async def wait_end(self, chat_id: str, run_id: str, seconds: float) -> Receipt | None:
@@ -390,7 +409,7 @@ class RedisBus:
         """The records of these chats' holders that a replica vouches for."""
         if not chat_ids:
             return {}
-        async with reachable():
+        async with self._asking_it():
             raws = await self.redis.mget([scripts.record_key(i) for i in chat_ids])
             records = {i: json.loads(raw) for i, raw in zip(chat_ids, raws, strict=True) if raw}
             held = {i: r for i, r in records.items() if r.get("run")}
@@ -403,7 +422,7 @@ class RedisBus:
 
     async def ping(self) -> None:
         """See `signals.SignalBus.ping`. On a cluster all nodes are asked."""
-        async with reachable():
+        async with self._asking_it():
             await self.redis.ping()
 
     async def check(self) -> None:
@@ -411,26 +430,26 @@ class RedisBus:
         answered = False
         try:
             await self.ping()
-            async with reachable():
+            async with self._asking_it():
                 await self.redis.set(f"{scripts.pulse_key(self.replica_id)}:ping", "", px=1000)
             answered = True
         finally:  # while there is no run, no pulse tells
             self._metrics.bus_up(answered and self.watch.standing)
 
     async def _record(self, chat_id: str) -> dict[str, Any]:
-        async with reachable():
+        async with self._asking_it():
             raw = await self.redis.get(scripts.record_key(chat_id))
         return dict(json.loads(raw)) if raw else {}
 
     async def _vouched(self, owner: str, nonce: str) -> bool:
-        async with reachable():
+        async with self._asking_it():
             pulse = await self.redis.get(scripts.pulse_key(owner))
         return pulse is not None and nonce in json.loads(pulse)
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A stop as the bus has taken it. `at`: time.monotonic() seconds; `stamp`: ms by the bus' clock, as text."""
+    """A stop as the bus has taken it. `at`: seconds by `redis_pulse.now`; `stamp`: ms by the bus' clock, as text."""
 
     at: float
     stamp: str

@@ -67,6 +67,14 @@ class ClusterRedis(Redis):
         key = args[3] if args[0] == "EVALSHA" else args[1] if len(args) > 1 else ""
         return await self._send(_slot(key), *args, **options)
 
+    async def info_of_each(self, section: str) -> dict[str, dict[str, Any]]:
+        """What every node says of itself that holds slots, by its address; of those that answer. Raises: RedisError."""
+        if self._stale:
+            await self._find()
+        nodes = sorted({address for _, address in self._ranges})
+        told = await asyncio.gather(*(self._ask(n, "INFO", section) for n in nodes), return_exceptions=True)
+        return {f"{n[0]}:{n[1]}": t for n, t in zip(nodes, told, strict=True) if isinstance(t, dict)}
+
     def pubsub(self, **options: Any) -> PubSub:
         """Subscribe through a node; through another one each time, for one may be gone. A cluster tells all of them."""
         known = self._beside if isinstance(self._beside, ClusterRedis) else self

@@ -26,6 +26,13 @@ PULSE_EVERY = 2.0  # seconds
 PULSE_AGAIN = 0.5  # seconds until the next try while the bus does not answer
 LIFE = PULSE_TTL_MS / 1000
 GO_ON = 4.0  # seconds after an unanswered pulse in which runs that may go on without a bus do; more than until the next
+AT_ONCE = 32  # runs that are claimed together
+
+
+def now() -> float:
+    """Seconds of a clock that goes on while a machine is suspended: the others' do, and so does the life of a pulse."""
+    boot_time = getattr(time, "CLOCK_BOOTTIME", None)  # Linux
+    return time.monotonic() if boot_time is None else time.clock_gettime(boot_time)
 
 
 class Pulse:
@@ -43,15 +50,16 @@ class Pulse:
         self._replica_id = ""
         self.runs: dict[str, Run] = {}
         self.busy = asyncio.Event()
-        self._vouched_at = 0.0  # time.monotonic() when the last pulse that was confirmed was sent
-        self._unanswered_at = float("-inf")  # the same clock, when the last one failed
-        self._lost_at = float("inf")  # the same clock, when the first of those was sent that have failed since
+        self._vouched_at = float("-inf")  # `now` when the last pulse that was confirmed was sent
+        self._unanswered_at = float("-inf")  # when the last one failed
+        self._lost_at = float("inf")  # when the first of those was sent that have failed since
         self._lock = asyncio.Lock()
-        self._asked, self._pulsed = 0, 0
+        self._asked, self._pulsed, self._failed = 0, 0, 0
+        self._failure: Exception | None = None
         self.lapses = 0  # times that no pulse was confirmed for as long as one lives
-        self._lapsed = asyncio.Event()  # set while runs have to be claimed again
-        self._open = asyncio.Event()  # set while runs may go on
-        self._open.set()
+        self._unclaimed: set[str] = set()  # nonces of runs that may have lost their chats
+        self._heard_again = asyncio.Event()  # set where these can be claimed
+        self._held: dict[str, asyncio.Event] = {}  # by nonce: what a run waits for that is held still
 
     def start(self, replica_id: str) -> tuple[asyncio.Task[None], ...]:
         """Start beating for a replica of this id. Returns what the caller has to cancel."""
@@ -63,12 +71,14 @@ class Pulse:
         self.runs[run.nonce] = run
         self.busy.set()
         await self.beat()
-        while time.monotonic() - self._vouched_at > LIFE:  # this process stood still before it had the reply
+        while now() - self._vouched_at > LIFE:  # this process stood still before it had the reply
             await self.beat()
 
     def remove(self, run: Run) -> None:
         """Vouch for it no longer."""
         self.runs.pop(run.nonce, None)
+        self._unclaimed.discard(run.nonce)
+        self._wake(run.nonce)
         if not self.runs:
             self.busy.clear()
 
@@ -79,44 +89,48 @@ class Pulse:
         async with self._lock:  # two SETs under way at once could land in the wrong order
             if self._pulsed >= ticket:
                 return
-            covered, sent = self._asked, time.monotonic()
+            if self._failure is not None and self._failed >= ticket:
+                raise self._failure  # or those who waited would each wait for a bus that is silent
+            covered, sent = self._asked, now()
             names = json.dumps(list(self.runs))
-            await self._redis.set(scripts.pulse_key(self._replica_id), names, px=PULSE_TTL_MS)
-            lapsed = time.monotonic() - self._vouched_at > LIFE
+            try:
+                await self._redis.set(scripts.pulse_key(self._replica_id), names, px=PULSE_TTL_MS)
+            except Exception as error:
+                self._failed, self._failure = covered, error
+                raise
+            lapsed = now() - self._vouched_at > LIFE
             self.lapses += lapsed
             self._pulsed, self._vouched_at, self._lost_at = covered, sent, float("inf")
         self._metrics.bus_up(True)
-        if lapsed and any(run.claim for run in self.runs.values()):
-            self._hold()
-            self._lapsed.set()
-        elif lapsed:  # those that were held have ended
-            self._let_go()
+        if lapsed:
+            self._doubt_all()
+        if self._unclaimed:
+            self._heard_again.set()
 
-    @property
-    def certain(self) -> bool:
-        """Whether no other replica can have taken a chat of ours."""
-        if not self._open.is_set():
-            return False
-        now = time.monotonic()
-        if now - self._vouched_at <= LIFE or (self._loss_grace is None and now - self._unanswered_at < GO_ON):
+    def certain(self, run: Run) -> bool:
+        """Whether no other replica can have taken the chat of this run, which holds it."""
+        at = now()
+        if self._loss_grace is None and at - self._unanswered_at < GO_ON:
             return True
-        self._hold()
-        return False
+        if at - self._vouched_at > LIFE:
+            self._doubt_all()
+        return run.nonce not in self._unclaimed
 
-    async def until_certain(self) -> None:
+    async def until_certain(self, run: Run) -> None:
         """Hold a run still until it is certain that its chat is its own. One whose chat is not, is halted meanwhile."""
-        while not self.certain:
-            await self._open.wait()
+        while not self.certain(run) and run.nonce in self.runs:
+            await self._held.setdefault(run.nonce, asyncio.Event()).wait()
 
-    def _hold(self) -> None:
-        if self._open.is_set():
-            logger.warning("runs=<{}> | held still: no pulse was confirmed for as long as one lives", len(self.runs))
-            self._open.clear()
-        self._metrics.runs_held(len(self.runs))
+    def _doubt_all(self) -> None:
+        doubted = {run.nonce for run in self.runs.values() if run.claim}
+        if doubted - self._unclaimed:
+            logger.warning("runs=<{}> | held still: no pulse was confirmed for as long as one lives", len(doubted))
+            self._unclaimed |= doubted
+            self._metrics.runs_held(len(self._unclaimed))
 
-    def _let_go(self) -> None:
-        self._open.set()
-        self._metrics.runs_held(0)
+    def _wake(self, nonce: str) -> None:
+        if held := self._held.pop(nonce, None):
+            held.set()
 
     async def _keep_beating(self) -> None:
         pause = PULSE_EVERY
@@ -125,33 +139,36 @@ class Pulse:
             await asyncio.sleep(pause)  # first: whoever added a run has pulsed for it
             if not self.runs:
                 continue
-            sent = time.monotonic()
+            sent = now()
             if not await tried("pulse", self.beat()):
-                self._lost_at, self._unanswered_at = min(self._lost_at, sent), time.monotonic()
+                self._lost_at, self._unanswered_at = min(self._lost_at, sent), now()
                 self._metrics.bus_up(False)
-                if self._loss_grace is None:
-                    self._let_go()
-            unheard = time.monotonic() - self._vouched_at
+                for nonce in list(self._held) if self._loss_grace is None else ():
+                    self._wake(nonce)
+            unheard = now() - self._vouched_at
             pause = PULSE_AGAIN if unheard > PULSE_AGAIN else PULSE_EVERY
             # Not since the last pulse: the bus may have been there until just before this one.
-            if self._loss_grace is not None and time.monotonic() - self._lost_at > self._loss_grace:
+            if self._loss_grace is not None and now() - self._lost_at > self._loss_grace:
                 for run in list(self.runs.values()):
                     run.token.stop(StopReason.SIGNAL_LOST)
 
     async def _keep_claiming(self) -> None:
         while True:
-            await self._lapsed.wait()
-            self._lapsed.clear()
-            if not await tried("claim", self._claim_all()):
-                self._lapsed.set()
+            await self._heard_again.wait()
+            self._heard_again.clear()
+            runs = [run for run in self.runs.values() if run.nonce in self._unclaimed]
+            for i in range(0, len(runs), AT_ONCE):
+                await asyncio.gather(*(tried("claim", self._claim_again(run)) for run in runs[i : i + AT_ONCE]))
+            self._metrics.runs_held(len(self._unclaimed))
+            if self._unclaimed:
                 await asyncio.sleep(PULSE_AGAIN)
-            elif not self._lapsed.is_set():
-                self._let_go()
+                self._heard_again.set()
 
-    async def _claim_all(self) -> None:
-        for run in [run for run in self.runs.values() if run.claim]:
-            if run.nonce in self.runs and not run.ending and not await self._claim(run):
-                run.token.stop(StopReason.TAKEN)
+    async def _claim_again(self, run: Run) -> None:
+        if run.nonce in self.runs and not run.ending and not await self._claim(run):
+            run.token.stop(StopReason.TAKEN)
+        self._unclaimed.discard(run.nonce)
+        self._wake(run.nonce)
 
 
 async def tried(what: str, work: Awaitable[None]) -> bool:

@@ -22,11 +22,12 @@ from typing import Any
 
 from loguru import logger
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from haltline import redis_scripts as scripts
 from haltline.metrics import Metrics
-from haltline.redis_pulse import PULSE_EVERY, Pulse, tried
+from haltline.redis_cluster import ClusterRedis
+from haltline.redis_pulse import PULSE_AGAIN, PULSE_EVERY, Pulse, tried
 from haltline.runs import Run, StopReason
 from haltline.tasks import cancelled
 
@@ -64,7 +65,8 @@ class Watch:
         self._settled = asyncio.Event()  # cleared while a bus that came back may lack what others know
         self._settled.set()
         self._settling: asyncio.Task[None] | None = None
-        self._server = ""  # who answered last
+        self._servers: dict[str, str] = {}  # who answered last, by node
+        self._doubtful = False  # a command has failed since: another may answer the next one
         self._has_put_back = False
         self._failures = 0  # of the subscription, in a row
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -114,26 +116,40 @@ class Watch:
     @property
     def settled(self) -> bool:
         """Whether the bus is believed when it says that nobody has a chat."""
-        return self._standing.is_set() and self._settled.is_set()
+        return self._standing.is_set() and self._settled.is_set() and not self._doubtful
+
+    def doubt(self) -> None:
+        """A command has failed. Before the bus is believed again it is asked who answers."""
+        self._doubtful = True
 
     async def until_settled(self) -> None:
-        """Wait until it is. Raises: TimeoutError."""
+        """Wait until it is. Raises: TimeoutError, RedisError, OSError."""
         await self.subscribed()
+        if self._doubtful and await self.recognise():
+            self.renew()  # the subscription may be with the one that was there before
+            await self.subscribed()
         if not self._settled.is_set():
             async with asyncio.timeout(2 * SETTLE):
                 await self._settled.wait()
 
-    async def recognise(self) -> None:
-        """Ask who answers. Another server than the last time has to settle, and so has one that does not tell now."""
+    async def recognise(self) -> bool:
+        """Ask who answers. Whether it is another server than the last time, which has to settle then.
+
+        Raises: RedisError, OSError.
+        """
         try:
-            server = str((await self._redis.info("replication")).get("master_replid", ""))
-        except ResponseError:  # there are services that never do
-            return
-        except (RedisError, OSError):
-            server = ""
-        known, self._server = self._server, server
-        if known and known != self._server:
+            if isinstance(self._redis, ClusterRedis):
+                told = await self._redis.info_of_each("replication")
+            else:
+                told = {"": await self._redis.info("replication")}
+        except ResponseError:  # there are services that never tell
+            told = {}
+        self._doubtful = False
+        known, now = self._servers, {node: str(of.get("master_replid", "")) for node, of in told.items()}
+        self._servers = known | now
+        if came_back := bool(known) and any(known.get(node) != server for node, server in now.items()):
             self._came_back()
+        return came_back
 
     def _came_back(self) -> None:
         logger.warning("seconds=<{}> | another signal bus than before answers, nothing begins while it settles", SETTLE)
@@ -141,14 +157,20 @@ class Watch:
         if self._settling is not None:
             self._settling.cancel()
         self._settling = self._keep(asyncio.create_task(self._settle()))
-        self._keep(asyncio.create_task(self._tell_what_we_know()))
-
-    async def _tell_what_we_know(self) -> None:
-        await tried("pulse", self._pulse.beat())  # also of no run: an older one may name those that have ended
-        await tried("look", self.look())
-        await tried("stops of the last minute", self._put_back_stops())
 
     async def _settle(self) -> None:
+        """Tell it what we know, then give the others time to do the same."""
+        what_we_know = [
+            ("pulse", self._pulse.beat),  # also of no run: an older one may name those that have ended
+            ("look", self.look),
+            ("stops of the last minute", self._put_back_stops),
+        ]
+        while what_we_know:
+            what, tell = what_we_know[0]
+            if await tried(what, tell()):
+                del what_we_know[0]
+            else:
+                await asyncio.sleep(PULSE_AGAIN)
         await asyncio.sleep(SETTLE)
         self._settled.set()
 
@@ -157,7 +179,8 @@ class Watch:
         while True:
             await self._pulse.busy.wait()
             await asyncio.sleep(self._poll_interval)
-            await tried("look", self.look())
+            if not await tried("look", self.look()):
+                self.doubt()
 
     async def look(self) -> None:
         """Read mailbox, record and named stop of every run that holds its chat, in one command.

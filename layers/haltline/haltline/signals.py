@@ -56,13 +56,14 @@ class StopState(StrEnum):
 class StopVerdict:
     """The bus' answer to a stop. `run_id` is the run it covers, `receipt` how the named run had ended.
 
-    `lay_there`: it had been stored before, and no run has read it since.
+    `stamp`: its time in ms, by the bus. `lay_there`: it had been stored before, and no run has read it since.
     """
 
     state: StopState
     run_id: str = ""
     owner: str = ""
     receipt: Receipt | None = None
+    stamp: str = ""
     lay_there: bool = False
 
 
@@ -93,11 +94,10 @@ class SignalBus(Protocol):
     async def holds(self, run: Run) -> bool:
         """Whether the chat is still this run's."""
 
-    @property
-    def certain(self) -> bool:
-        """Whether no other replica can have taken a chat of ours: none of our runs may go on where one can."""
+    def certain(self, run: Run) -> bool:
+        """Whether no other replica can have taken the chat of this run, which may not go on where one can."""
 
-    async def until_certain(self) -> None:
+    async def until_certain(self, run: Run) -> None:
         """Wait until that is so. A run whose chat was taken is halted meanwhile. Raises nothing."""
 
     async def stop(
@@ -108,8 +108,12 @@ class SignalBus(Protocol):
         run_id: str = "",
         reason: StopReason = StopReason.USER,
         wait: bool = False,
+        stamp: str = "",
     ) -> StopVerdict:
-        """Store a stop and push it to the run it covers. `wait`: this replica wants the receipt."""
+        """Store a stop and push it to the run it covers.
+
+        `wait`: this replica wants the receipt. `stamp`: the time that the same stop got when it was stored before.
+        """
 
     async def wait_end(self, chat_id: str, run_id: str, seconds: float) -> Receipt | None:
         """The receipt of a run, or None when it did not come in time or its replica died."""

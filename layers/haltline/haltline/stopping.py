@@ -59,7 +59,9 @@ async def stop_chat(
         try:
             async with asyncio.timeout(max(until - time.monotonic(), 0)):
                 await resources.bus.until_settled()
-                verdict = await resources.bus.stop(chat_id, arrival, run_id=run_id or "", wait=True)
+                verdict = await resources.bus.stop(
+                    chat_id, arrival, run_id=run_id or "", wait=True, stamp=verdict.stamp
+                )
         except (BusUnavailable, TimeoutError):
             return _answer(resources, chat_id, "unconfirmed")
         if verdict.state is StopState.IDLE and not verdict.lay_there:  # a run may have read it, and ended

@@ -81,6 +81,7 @@ THROTTLED = "The model provider is throttling requests. Try again in a moment."
                 "arn:aws:iam::1:role/x",
                 "10.0.0.1",
                 "AKIAIOSFODNN7EXAMPLE",
+                "account 123456789012",
             )
         ),
         pytest.param(

@@ -221,7 +221,7 @@ def _made_by(chunk: Any) -> tuple[str, int]:
         other = said.get("toolUse", {}).get("input") or said.get("reasoningContent", {}).get("text") or ""
         return text, len(text) + len(other)
     if "contentBlockStart" in chunk:
-        return "", len(chunk["contentBlockStart"].get("start", {}).get("toolUse", {}).get("name", ""))
+        return "", len(chunk["contentBlockStart"].get("start", {}).get("toolUse", {}).get("name") or "")
     return "", 0
 
 

@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 from pydantic_core import from_json, to_json
 from typing_extensions import TypedDict
 
+LOCKED_FOR, LOOK_AGAIN = 1.0, 0.005  # seconds that a lock is waited for, and between two looks at it
 UNREADABLE = -1  # the version of a chat that is there and cannot be read: it can be deleted
 
 
@@ -261,10 +263,27 @@ class FileChatStore(ThreadedStore):
                 self._make_locks()
                 lock = (self._locks / path.name[:2]).open("ab")
             with lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                _take(lock)
                 yield
         except OSError as error:
             raise ChatStoreError(f"the session store cannot be written: {error.strerror}") from error
+
+
+def _take(lock: IO[bytes]) -> None:
+    """Wait for a lock in a thread, but not for ever: a replica that is frozen within a write keeps it.
+
+    Raises: ChatStoreError.
+    """
+    until = time.monotonic() + LOCKED_FOR
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise ChatStoreError("another replica has held this chat's lock for too long") from None
+            time.sleep(LOOK_AGAIN)
+        else:
+            return
 
 
 def _known_by(file: IO[bytes]) -> tuple[int, int, int]:

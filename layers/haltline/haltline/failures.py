@@ -61,7 +61,7 @@ _ALONE = {  # what AWS says besides is of no use to a user, or not for everyone'
     **dict.fromkeys(("ServiceUnavailableException", "InternalServerException", "500", "502", "503", "504"), _NOT_NOW),
 }
 # JSON, HTML, addresses, names of resources and keys
-_NOT_FOR_USERS = re.compile(r"[{<]|://|\barn:|\b\d+\.\d+\.\d+\.\d+\b|\b[A-Z0-9]{16,}\b")
+_NOT_FOR_USERS = re.compile(r"[{<]|://|\barn:|\b\d+\.\d+\.\d+\.\d+\b|\b[A-Z0-9]{16,}\b|\b\d{12}\b")
 _PROFILE_NEEDED = (
     "This model only answers through an inference profile. Set BEDROCK_MODEL_ID to the profile's id, "
     "which has a prefix such as us., eu. or global."

@@ -78,9 +78,10 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The last one."""
-        self._told, self._in_head = True, False
+        self._told = True
         self._waited()
         super().on_headers_complete()
+        self._in_head = False  # after that: it raises where the URL cannot be read, which is a fault of the head
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body. Where the answer is given it is dropped: a client hears it only when all was sent."""

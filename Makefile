@@ -36,8 +36,9 @@ test: $(VENV)/.dev ## every test that needs no AWS and no Docker
 stops: $(VENV)/.dev ## stops in every phase, at random moments and in every order, thousands of them, with the figures
 	STOPS_FULL=1 $(PY) -m pytest -n 0 --timeout 900 $(or $(ARGS),tests/stops tests/protocol tests/protocol_model)
 
-faults: $(VENV)/.dev ## what breaks in production, each many times at random moments; ten minutes of it
-	FAULTS_FULL=1 $(PY) -m pytest -n 2 --timeout 900 $(or $(ARGS),tests/faults)
+faults: $(VENV)/.dev ## what breaks in production, each many times at random moments: floods alone (2 minutes), then all beside a soak
+	FAULTS_FULL=1 $(PY) -m pytest -n 0 --timeout 900 tests/faults/test_floods.py
+	FAULTS_FULL=1 $(PY) -m pytest -n 3 --no-loadscope-reorder --timeout 900 --ignore tests/faults/test_floods.py tests/faults
 
 cluster: $(VENV)/.dev ## the signal bus on clusters of Redis and Valkey, with TLS and a user who may do what it needs and no more
 	$(PY) -m pytest -m cluster $(or $(ARGS),tests/integration)

@@ -28,3 +28,8 @@ def rnd() -> random.Random:
     seed = int(os.environ.get("FAULTS_SEED", random.randrange(10**6)))
     print(f"FAULTS_SEED={seed}")
     return random.Random(seed)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the soak: it takes ten minutes, in which all others are done."""
+    items.sort(key=lambda item: "test_soak" not in item.nodeid)

@@ -435,7 +435,7 @@ async def test_fifty_streams_of_a_replica_that_is_told_to_end_have_their_closing
         assert [r.closing for r in slow] == [["error"]] * 10
         assert all(reader.raw.endswith(b"\r\n0\r\n\r\n") for reader in slow), "cut off"
         assert status == 0
-        assert took < fleet.GRACE + 4.5, f"{took:.1f} s: nobody held it up"
+        assert took < fleet.GRACE + 6, f"{took:.1f} s: the last of it is cut 5 s after the grace"
 
 
 # ---- a signal while it starts

@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 from pydantic_core import from_json, to_json
 from typing_extensions import TypedDict
 
-LOCKED_FOR, LOOK_AGAIN = 1.0, 0.005  # seconds that a lock is waited for, and between two looks at it
+LOCKED_FOR, LOOK_AGAIN = 3.0, 0.005  # seconds that a lock is waited for, and between two looks at it
 UNREADABLE = -1  # the version of a chat that is there and cannot be read: it can be deleted
 
 

@@ -19,8 +19,8 @@ CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-# Each takes a millisecond and more of one core: a client that does nothing but stop has a quarter of a replica.
-STOP_EVERY, STOPS_AT_ONCE, STOPS_WAITING = 0.005, 25, 200
+# Each takes a millisecond and more of one core: a client that does nothing but stop has an eighth of a replica.
+STOP_EVERY, STOPS_AT_ONCE, STOPS_WAITING = 0.01, 10, 200
 _QUIET = ("/live", "/health", "/api/v1/health", "/metrics")
 
 

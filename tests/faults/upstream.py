@@ -19,12 +19,12 @@ from local.fake_bedrock.history import invalid_history
 FINE = "fine again"
 
 
-LAST = "Connection: close"  # else the next call might take a connection that is just being closed
+CLOSES = "Connection: close"  # else the next call might take a connection that is just being closed
 
 
 def head(status: str = "200 OK", content_type: str = CONTENT_TYPE) -> bytes:
     """Those of an answer that is sent in chunks."""
-    return f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n{LAST}\r\n\r\n".encode()
+    return f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n{CLOSES}\r\n\r\n".encode()
 
 
 def whole(status: str, body: bytes, *headers: str) -> bytes:
@@ -33,7 +33,7 @@ def whole(status: str, body: bytes, *headers: str) -> bytes:
         f"HTTP/1.1 {status}",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
-        LAST,
+        CLOSES,
         *headers,
         "",
         "",

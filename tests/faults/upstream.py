@@ -24,7 +24,8 @@ CLOSES = "Connection: close"  # else the next call might take a connection that 
 
 def head(status: str = "200 OK", content_type: str = CONTENT_TYPE) -> bytes:
     """Those of an answer that is sent in chunks."""
-    return f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n{CLOSES}\r\n\r\n".encode()
+    lines = [f"HTTP/1.1 {status}", f"Content-Type: {content_type}", "Transfer-Encoding: chunked", CLOSES, "", ""]
+    return "\r\n".join(lines).encode()
 
 
 def whole(status: str, body: bytes, *headers: str) -> bytes:

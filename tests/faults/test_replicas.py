@@ -388,6 +388,7 @@ async def trickle(replica: Replica, *, body: bool) -> None:
             await reading
 
 
+@pytest.mark.skipif(not FULL, reason="4 s: make faults")
 async def test_fifty_streams_of_a_replica_that_is_told_to_end_have_their_closing_frames(
     fleet: Fleet,
     http: httpx.AsyncClient,

@@ -23,7 +23,7 @@ from haltline.runs import Arrival, Outcome, Run, StopReason
 from haltline.settings import Settings
 from haltline.signals import Begun, Busy, StopState
 from haltline.stopping import stop_chat
-from tests.integration.conftest import Lone
+from tests.integration.conftest import Lone, Way
 from tests.integration.test_runs import Bench, bench, ended, rest, texts
 from tests.integration.test_signal_bus import SOON, begun, chat, done, fired, new_run
 
@@ -118,6 +118,23 @@ async def test_a_held_run_goes_on_where_its_chat_is_still_its_own(bench: Bench) 
     bench.agents.end()
     await rest(execution)
     assert await ended(execution) == (Outcome.DONE, None)
+
+
+async def test_who_is_held_is_told_to_whoever_measures(make_bus: Any, way: Way, chat: str) -> None:
+    metrics = PrometheusMetrics()
+    bus = await make_bus(way=way | {"metrics": metrics})
+    ends, goes_on = await begun(bus, f"{chat}-ends"), await begun(bus, chat)
+
+    def held() -> float | None:
+        return metrics.registry.get_sample_value("haltline_runs_held")
+
+    await unheard(bus, ends)
+    assert held() == 2
+    await bus.end(ends, done(ends))
+    assert held() == 1
+    await bus.pulse.beat()
+    await bus.until_certain(goes_on)
+    await soon(lambda: held() == 0)
 
 
 async def test_without_a_bus_a_run_that_may_go_on_is_not_held(make_bus: Any, chat: str, lone: Lone) -> None:

@@ -77,7 +77,9 @@ class Pulse:
     def remove(self, run: Run) -> None:
         """Vouch for it no longer."""
         self.runs.pop(run.nonce, None)
-        self._unclaimed.discard(run.nonce)
+        if run.nonce in self._unclaimed:
+            self._unclaimed.discard(run.nonce)
+            self._metrics.runs_held(len(self._unclaimed))
         self._wake(run.nonce)
         if not self.runs:
             self.busy.clear()

@@ -75,6 +75,23 @@ class RunningFakeBedrock:
         return status
 
 
+def settings_for(url: str, directory: Path) -> dict[str, str]:
+    """Settings of a replica whose model is Bedrock at this address, and that reads no file of the machine's own."""
+    return {
+        "MODEL_PROVIDER": "bedrock",
+        "BEDROCK_MODEL_ID": "amazon.nova-lite-v1:0",
+        "AWS_REGION": "us-west-2",
+        "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(directory / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(directory / "none"),
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
+
+
 @contextlib.contextmanager
 def running_fake_bedrock(directory: Path, tls: bool = False) -> Iterator[RunningFakeBedrock]:
     """Start a fake Bedrock on a free port of 127.0.0.1, its log below `directory`; end it on the way out."""

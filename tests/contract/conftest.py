@@ -15,7 +15,7 @@ import pytest
 import redis.asyncio as redis
 
 from tests.contract.client import http_client, new_chat, script
-from tests.fake_bedrock import RunningFakeBedrock, running_fake_bedrock
+from tests.fake_bedrock import RunningFakeBedrock, running_fake_bedrock, settings_for
 from tests.stack import Replica, Stack, running_stack
 
 
@@ -107,19 +107,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Variants]:
             "own_model": {"AGENT": f"{agents}:make_later", "MODEL_PROVIDER": f"{agents}:make_model"},
             "no_agent": {"AGENT": f"{agents}:make_something_else"},
             "patient": {"ON_DISCONNECT": "continue", "SHUTDOWN_GRACE": "1"},
-            "bedrock": {
-                "MODEL_PROVIDER": "bedrock",
-                "BEDROCK_MODEL_ID": "amazon.nova-lite-v1:0",
-                "AWS_REGION": "us-west-2",
-                "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": fake.url,
-                "AWS_ACCESS_KEY_ID": "test",
-                "AWS_SECRET_ACCESS_KEY": "test",
-                "AWS_EC2_METADATA_DISABLED": "true",
-                "AWS_CONFIG_FILE": str(directory / "none"),
-                "AWS_SHARED_CREDENTIALS_FILE": str(directory / "none"),
-                "NO_PROXY": "127.0.0.1",
-                "no_proxy": "127.0.0.1",
-            },
+            "bedrock": settings_for(fake.url, directory),
         }
         started: dict[str, Replica] = {}
         for name, env in settings.items():

@@ -22,6 +22,7 @@ from strands import Agent
 from strands.models import Model
 
 from tests.contract.agents import work_async, work_in_a_thread
+from tests.fake_bedrock import settings_for
 from tests.stack import Replica
 
 CLONE_NEWNET = 0x40000000
@@ -34,20 +35,9 @@ def make(model: Model) -> Agent:
 
 def over_bedrock(url: str, directory: Path) -> dict[str, str]:
     """Settings of a replica whose model is Bedrock at this address, and whose agent is the one above."""
-    return {
+    return settings_for(url, directory) | {
         "AGENT": "tests.faults.leaving:make",
-        "MODEL_PROVIDER": "bedrock",
         "MAX_OUTPUT_TOKENS": "1000000",  # what has no end is what is wanted here
-        "BEDROCK_MODEL_ID": "amazon.nova-lite-v1:0",
-        "AWS_REGION": "us-west-2",
-        "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": str(directory / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(directory / "none"),
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
     }
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.fake_bedrock import running_fake_bedrock
+from tests.fake_bedrock import running_fake_bedrock, settings_for
 from tests.faults.conftest import FULL
 from tests.faults.gauges import ask, growth, look, windows
 from tests.stack import ROOT, Replica, Stack, clean_environment, running_stack
@@ -39,15 +39,7 @@ def test_nothing_grows_while_chats_come_and_go(tmp_path: Path, rnd: random.Rando
         # A named stop and a record lie in Redis for as long as these say: what is flat after that did not grow.
         probed = {"STOP_SIGNAL_TTL": "15", "RUN_TIMEOUT": "60"}
         probed |= {"AGENT": "tests.faults.probe:make_agent", "PROBE_DIRECTORY": str(tmp_path)}
-        bedrock = {
-            "MODEL_PROVIDER": "bedrock",
-            "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": fake.url,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
-        }
+        bedrock = settings_for(fake.url, tmp_path)
         for replica in (stack.add_replica(**probed), stack.add_replica(**probed, **bedrock)):
             replica.wait_until_live(60)
         report, samples = _under_load(stack, tmp_path, rnd.randrange(10**6))

@@ -29,6 +29,7 @@ from haltline.models import load_object, make_model
 from haltline.runs import Usage
 from haltline.scripted import ScriptedModel
 from haltline.settings import Settings
+from haltline.tasks import this_task
 from haltline.unwinding import unwound
 
 # What a call of these providers holds open is closed when its task is cancelled; shown by tests.
@@ -134,7 +135,7 @@ class AgentTurn:
                         self._cut_at = len(self._agent.messages)
                         if rest := joiner.add(text[:-over]):
                             yield Text(rest)
-                        _this_task().cancel()
+                        this_task().cancel()
                 elif "data" in event:
                     if text := joiner.add(event["data"]):
                         yield Text(text)
@@ -150,11 +151,11 @@ class AgentTurn:
                         yield Text(words)
         except asyncio.CancelledError as cut:
             cut.with_traceback(None)  # its frames hold generators, which are to be closed while this is a cancellation
-            if not over or _this_task().uncancel():  # the run was halted, too
+            if not over or this_task().uncancel():  # the run was halted, too
                 raise
             raise AgentError(_LIMIT_REACHED) from None
         if over:
-            _this_task().uncancel()
+            this_task().uncancel()
             raise AgentError(_LIMIT_REACHED)
 
     def _over(self) -> int:
@@ -223,12 +224,6 @@ def _made_by(chunk: Any) -> tuple[str, int]:
     if "contentBlockStart" in chunk:
         return "", len(chunk["contentBlockStart"].get("start", {}).get("toolUse", {}).get("name") or "")
     return "", 0
-
-
-def _this_task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - called from a coroutine
-    return task
 
 
 def _as_json(value: Any) -> Any:

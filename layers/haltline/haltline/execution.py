@@ -24,7 +24,7 @@ from haltline.failures import explain
 from haltline.runs import Outcome, Receipt, Run, StopReason, Usage, live_token
 from haltline.signals import BusUnavailable
 from haltline.stream import EventStream
-from haltline.tasks import cancelled
+from haltline.tasks import cancelled, this_task
 from haltline.transcript import close_turn, open_turn
 from haltline.unwinding import unwound
 
@@ -159,7 +159,7 @@ class Execution:
             if cut:
                 # Ended from within: the next wait inside the agent is cancelled, so that all of its generators unwind
                 # in this task, one after the other. Left alone here, the garbage collector would end them in another.
-                _this_task().cancel()
+                this_task().cancel()
         self._complete = not cut and not run.token.stopped  # an agent may swallow the cancellation
 
     async def _held_still(self) -> None:
@@ -343,9 +343,3 @@ class Execution:
 
 def _error_of(task: asyncio.Task[None]) -> BaseException | None:
     return asyncio.CancelledError() if task.cancelled() else task.exception()
-
-
-def _this_task() -> asyncio.Task[None]:
-    task: asyncio.Task[None] | None = asyncio.current_task()
-    assert task is not None  # noqa: S101 - called from a coroutine
-    return task

@@ -1,4 +1,4 @@
-"""Ending asyncio tasks for certain."""
+"""asyncio tasks: the one that runs, and ending others for certain."""
 
 from __future__ import annotations
 
@@ -26,3 +26,10 @@ async def cancelled(*tasks: asyncio.Task[Any], within: float) -> bool:
         begun = set()
         _, left = await asyncio.wait(left, timeout=min(AGAIN, within))
     return not left
+
+
+def this_task() -> asyncio.Task[Any]:
+    """The task that a coroutine runs in."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - called from a coroutine
+    return task

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 from ulid import ULID
 
+from haltline.principals import Principal
 from haltline.resources import Resources
 from haltline.runs import Arrival, Caller
 
@@ -180,16 +181,22 @@ def mark_read(scope: Scope) -> None:
     scope[_READ_AT] = time.monotonic()
 
 
-def mark_told(scope: Scope, principal: str | None, deadline: float) -> None:
-    """Note who sends a request, and when the process that serves it must end, in seconds of `time.monotonic`."""
-    scope[_PRINCIPAL], scope[_DEADLINE] = principal, deadline
+def mark_deadline(scope: Scope, deadline: float) -> None:
+    """Note when the process that serves a request must end, in seconds of `time.monotonic`."""
+    scope[_DEADLINE] = deadline
+
+
+def mark_principal(scope: Scope, principal: Principal) -> None:
+    """Note who sends a request, once that is certain."""
+    scope[_PRINCIPAL] = principal
 
 
 # Coroutines, though nothing waits in them: FastAPI would call a plain function in a thread, which takes longer than
 # what it does, and where all threads are busy a stop would wait for one.
 async def caller(request: Request) -> Caller:
-    """Who sends the request and how long it may take, as far as the front door has told."""
-    return Caller(request.scope.get(_PRINCIPAL), request.scope.get(_DEADLINE, math.inf))
+    """Who sends the request and how long it may take."""
+    # Without a default: a request that came around the gate must not pass for anybody's.
+    return Caller(request.scope[_PRINCIPAL], request.scope.get(_DEADLINE, math.inf))
 
 
 CallerOf = Annotated[Caller, Depends(caller)]

@@ -12,6 +12,8 @@ from enum import StrEnum
 
 from ulid import ULID
 
+from haltline.principals import ANYONE, Principal
+
 
 class StopReason(StrEnum):
     """Why a run was halted."""
@@ -74,9 +76,9 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request, None where nobody checks; and when its run must have ended, in `time.monotonic` seconds."""
+    """Who sent a request; and when its run must have ended, in `time.monotonic` seconds."""
 
-    principal: str | None = None
+    principal: Principal = ANYONE
     deadline: float = math.inf
 
 

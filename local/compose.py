@@ -24,7 +24,7 @@ from local.processes import say
 REPLICAS = ("backend1", "backend2", "backend3")
 OWN_MODELS = ("local-model", "fake-bedrock")  # services, each behind a profile of its name
 OLDEST = (2, 24)  # of Compose: the first to know `env_file: required`
-LIST_READY = "ready:{chats}"  # haltline.chat_index: without it the next page reads the store again
+LISTS_WHOLE = "whole:{chats}"  # haltline.chat_index: without it the next page reads the store again
 # Makes the whole application, which connects to nothing: a wrong setting ends it with one line and status 2.
 TRY_SETTINGS = "from haltline.app import create_app; create_app()"
 HEALTH = (
@@ -72,7 +72,7 @@ def up(asked: str, *, build: bool, again: bool) -> None:
             compose("logs", "--no-log-prefix", "--tail", "3", service)
         raise CannotStart("the stack did not become healthy; `make logs` has the rest")
     # Another Redis may have served the files since this one's list of chats was made, as under `make run`.
-    docker("compose", "exec", "-T", "redis", "redis-cli", "del", LIST_READY)
+    docker("compose", "exec", "-T", "redis", "redis-cli", "del", LISTS_WHOLE)
     say(f"haltline: Haltline serves {_url()} through Nginx, by {', '.join(REPLICAS)}. `make stop` ends it.")
 
 

@@ -55,7 +55,7 @@ def test_nginx_takes_bodies_as_large_as_the_api() -> None:
 
 
 def test_the_list_of_chats_is_made_anew_by_the_key_that_marks_it() -> None:
-    assert chat_index.KEYS[3] == compose.LIST_READY
+    assert chat_index.WHOLE == compose.LISTS_WHOLE
 
 
 def test_redis_evicts_nothing() -> None:

@@ -20,9 +20,11 @@ from haltline import __version__, control_routes
 from haltline.bootstrap import check_bucket, make_resources, start_logging
 from haltline.chats import ChatStoreError
 from haltline.edge import CSP, Edge
+from haltline.gate import Gate
 from haltline.inputs import ResourcesOf
 from haltline.lambda_door import LambdaDoor
 from haltline.openapi import Health
+from haltline.principals import LimitReached
 from haltline.resources import Resources
 from haltline.runner import Draining
 from haltline.settings import SettingsError, exit_with, load_settings, on_lambda
@@ -69,15 +71,16 @@ def make_app(resources: Resources) -> FastAPI:
             app.include_router(chat_routes.invoked_router)
     _add_service_routes(app)
     _add_error_answers(app)
+    app.add_middleware(Gate, resources=resources)
     if origins := resources.settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["X-Run-Id", "X-Replica"],
+            expose_headers=["X-Run-Id", "X-Replica", "Retry-After"],
         )
-    app.add_middleware(Edge, replica=resources.settings.replica_name, alone=on_lambda())
+    app.add_middleware(Edge, replica=resources.settings.replica_name)
     if on_lambda():
         app.add_middleware(LambdaDoor, resources=resources)
     return app
@@ -96,8 +99,20 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _add_service_routes(app: FastAPI) -> None:
-    @app.get("/health", tags=["service"], summary="Whether stops can be delivered", responses={503: {"model": Health}})
-    @app.get("/api/v1/health", tags=["service"], summary="The same", responses={503: {"model": Health}})
+    @app.get(
+        "/health",
+        tags=["service"],
+        summary="Whether stops can be delivered",
+        response_model_exclude_none=True,
+        responses={503: {"model": Health}},
+    )
+    @app.get(
+        "/api/v1/health",
+        tags=["service"],
+        summary="The same",
+        response_model_exclude_none=True,
+        responses={503: {"model": Health}},
+    )
     async def health(resources: ResourcesOf, response: Response) -> Health:
         """503 while the signal bus cannot be reached, or takes no stop."""
         try:
@@ -114,7 +129,8 @@ def _add_service_routes(app: FastAPI) -> None:
             replica=settings.replica_name,
             version=__version__,
             model=settings.bedrock_model_id if settings.model_provider == "bedrock" else settings.model_provider,
-            live_runs=resources.runs.live_count if resources.runs else 0,
+            # It needs no credential, and who runs what is nobody else's affair.
+            live_runs=None if settings.auth != "none" else resources.runs.live_count if resources.runs else 0,
         )
 
     @app.get("/live", tags=["service"], summary="Whether the process serves")
@@ -156,10 +172,16 @@ def _add_error_answers(app: FastAPI) -> None:
     again = {"Retry-After": "1"}
     answer(ChatBusy, 409, "The chat has a live run. Stop it first, or send with ?if_running=stop.")
     answer(RunIdUsed, 409, "This run_id names a run that has ended. Make a new one for each message.")
+    app.add_exception_handler(LimitReached, _say_the_limit)
     answer(BusUnavailable, 503, "The signal bus (Redis) cannot be reached. Nothing was done; try again.", again)
     answer(ChatStoreError, 503, "The session store failed: {}.", again)
     answer(Draining, 503, "This replica is shutting down. Try again.", again)
     app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
+
+
+async def _say_the_limit(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, LimitReached)  # noqa: S101 - registered for nothing else
+    return JSONResponse({"detail": str(error)}, 429, {"Retry-After": str(error.retry_after)})
 
 
 async def _say_what_is_wrong(_: Request, error: Exception) -> JSONResponse:

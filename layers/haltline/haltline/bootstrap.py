@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from haltline.announcements import Announcements
+from haltline.authentication import make_authenticator
 from haltline.chat_index import ChatIndex
 from haltline.chats import ChatStore, ChatStoreError, FileChatStore
 from haltline.chats_s3 import S3ChatStore
+from haltline.limits import Limits
 from haltline.metrics import Metrics
 from haltline.observability import configure_logging
 from haltline.redis_bus import RedisBus
@@ -37,12 +39,29 @@ def make_resources(settings: Settings, *, serves_chat: bool = True) -> Resources
         raise SettingsError(f"REDIS_URL: {error}") from error
     store = _make_store(settings)
     index = ChatIndex(bus.redis, bus, store)
-    resources = Resources(settings, bus, store, index, metrics)
+    limits = Limits(
+        bus.redis,
+        bus,
+        requests_per_minute=settings.requests_per_minute,
+        live_runs=settings.max_live_runs,
+        run_timeout=settings.run_timeout,
+    )
+    resources = Resources(settings, bus, store, index, metrics, make_authenticator(settings), limits)
     if serves_chat:
         from haltline.agent import AgentSource  # Strands takes a second to import
 
         agents = AgentSource(settings)
-        deps = Deps(bus, store, index, agents, resources.metrics, settings.run_timeout, _make_announcements(resources))
+        deps = Deps(
+            bus,
+            store,
+            index,
+            agents,
+            metrics,
+            limits,
+            settings.run_timeout,
+            settings.max_chats,
+            _make_announcements(resources),
+        )
         resources.runs = Runner(deps)
     return resources
 

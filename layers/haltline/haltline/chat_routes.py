@@ -14,10 +14,10 @@ from haltline.execution import Execution
 from haltline.inputs import (
     ArrivalOf,
     CallerOf,
-    ChatPath,
     ChatRequest,
     IfRunning,
     InvokedChat,
+    OwnChat,
     ResourcesOf,
     body_docs,
     read_chat_request,
@@ -43,12 +43,12 @@ async def runner_of(resources: ResourcesOf) -> Runner:
     "/chat/{chat_id}",
     summary="Send a message, read the answer as a stream",
     response_class=Response,
-    responses={200: event_stream(), **errors(408, 409, 413, 422, 503)},
+    responses={200: event_stream(), **errors(401, 408, 409, 413, 422, 429, 503)},
     openapi_extra=body_docs(ChatRequest),
     dependencies=[Depends(verify_redis)],
 )
-async def chat(
-    chat_id: ChatPath,
+async def send(
+    chat: OwnChat,
     body: Annotated[ChatRequest, Depends(read_chat_request)],
     arrival: ArrivalOf,
     caller: CallerOf,
@@ -62,7 +62,7 @@ async def chat(
     `error`. 409 when the chat has a live run; `?if_running=stop` stops that one first.
     """
     execution = await runner.start(
-        chat_id, body.message, arrival, run_id=body.run_id, stop_first=if_running == "stop", caller=caller
+        chat, body.message, arrival, run_id=body.run_id, stop_first=if_running == "stop", caller=caller
     )
     return EventStreamResponse(execution, stop_on_disconnect=resources.settings.on_disconnect == "stop")
 
@@ -76,7 +76,8 @@ async def invoked(
     resources: ResourcesOf,
 ) -> Response:
     """The same for whoever invokes the Lambda function directly: the adapter posts that event here."""
-    return await chat(body.chat_id, body, arrival, caller, runner, resources, body.if_running)
+    chat = caller.principal.scoped(body.chat_id)
+    return await send(chat, body, arrival, caller, runner, resources, body.if_running)
 
 
 class EventStreamResponse(Response):

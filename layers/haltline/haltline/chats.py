@@ -24,6 +24,8 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 from pydantic_core import from_json, to_json
 from typing_extensions import TypedDict
 
+from haltline.principals import chat_id_of, namespace
+
 LOCKED_FOR, LOOK_AGAIN = 3.0, 0.005  # seconds that a lock is waited for, and between two looks at it
 UNREADABLE = -1  # the version of a chat that is there and cannot be read: it can be deleted
 
@@ -41,7 +43,10 @@ class Entry(TypedDict):
 
 
 class ChatDocument(BaseModel):
-    """One chat. `version` 0 is a chat nobody has written; versions of a chat never come twice, deleted or not."""
+    """One chat, by its scoped id.
+
+    `version` 0 is a chat nobody has written; versions of a chat never come twice, deleted or not.
+    """
 
     version: int = 0
     chat_id: str
@@ -96,8 +101,11 @@ class ChatStore(Protocol):
         A chat that cannot be read has the version UNREADABLE.
         """
 
-    async def scan(self) -> list[tuple[str, int, float]]:
-        """Every chat: id, number of messages, time of the last write (seconds since the epoch)."""
+    async def scan(self, namespace: str | None) -> list[tuple[str, int, float]]:
+        """Every chat of a namespace (see `principals`), None for all.
+
+        Of each its scoped id, the number of messages, the time of the last write (seconds since the epoch).
+        """
 
 
 class ThreadedStore(ABC):
@@ -115,9 +123,9 @@ class ThreadedStore(ABC):
         """See `ChatStore.delete`."""
         await to_thread.run_sync(self._delete, document)
 
-    async def scan(self) -> list[tuple[str, int, float]]:
+    async def scan(self, namespace: str | None) -> list[tuple[str, int, float]]:
         """See `ChatStore.scan`. Reads every chat."""
-        return await to_thread.run_sync(self._scan)
+        return await to_thread.run_sync(self._scan, namespace)
 
     @abstractmethod
     def _load(self, chat_id: str) -> ChatDocument: ...
@@ -129,15 +137,15 @@ class ThreadedStore(ABC):
     def _delete(self, document: ChatDocument) -> None: ...
 
     @abstractmethod
-    def _scan(self) -> list[tuple[str, int, float]]: ...
+    def _scan(self, namespace: str | None) -> list[tuple[str, int, float]]: ...
 
 
 class FileChatStore(ThreadedStore):
-    """One file a chat below `directory`, shared by every replica that mounts it.
+    """One file a chat below `directory`, shared by every replica that mounts it; each principal has a directory in it.
 
     A file's name is a hash of the chat id: no id can leave the directory, and ids that differ only in case stay
-    apart on file systems that fold it. A save writes a new file and renames it, so a crash or a full disk leaves
-    the old one whole.
+    apart on file systems that fold it. So is a principal's directory. A save writes a new file and renames it, so a
+    crash or a full disk leaves the old one whole.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -157,7 +165,10 @@ class FileChatStore(ThreadedStore):
             raise ChatStoreError(f"user {os.getuid()} cannot use it: {error.strerror or error}") from error
 
     def _path(self, chat_id: str) -> Path:
-        return self._directory / f"{hashlib.sha256(chat_id.encode()).hexdigest()[:40]}.json"
+        return self._home(namespace(chat_id)) / f"{_hashed(chat_id_of(chat_id))}.json"
+
+    def _home(self, owner: str) -> Path:
+        return self._directory / _hashed(owner) if owner else self._directory
 
     def _load(self, chat_id: str) -> ChatDocument:
         path = self._path(chat_id)
@@ -181,6 +192,7 @@ class FileChatStore(ThreadedStore):
             if not self._is_still(path, document) and self._load(document.chat_id).version != document.version:
                 raise VersionConflict(document.chat_id)
             version = document.next_version()
+            path.parent.mkdir(exist_ok=True)
             fresh = path.with_suffix(".tmp")
             try:
                 with fresh.open("wb") as out:
@@ -217,11 +229,11 @@ class FileChatStore(ThreadedStore):
                 raise VersionConflict(document.chat_id)
             path.unlink(missing_ok=True)
 
-    def _scan(self) -> list[tuple[str, int, float]]:
+    def _scan(self, owner: str | None) -> list[tuple[str, int, float]]:
         found = []
         self._check_there()
         try:
-            for path in (self._directory / name for name in os.listdir(self._directory) if name.endswith(".json")):
+            for path in self._files(owner):
                 try:
                     document = document_of(path.read_bytes())
                     found.append((document.chat_id, len(document.messages), path.stat().st_mtime))
@@ -232,6 +244,13 @@ class FileChatStore(ThreadedStore):
         except OSError as error:  # of any file: a list that lacks chats would be taken for the whole
             raise ChatStoreError(f"the session store cannot be listed: {error.strerror}") from error
         return found
+
+    def _files(self, owner: str | None) -> Iterator[Path]:
+        for entry in os.scandir(self._home(owner or "")):
+            if entry.name.endswith(".json"):
+                yield Path(entry.path)
+            elif owner is None and entry.name != self._locks.name and entry.is_dir():
+                yield from (Path(inner.path) for inner in os.scandir(entry.path) if inner.name.endswith(".json"))
 
     def _check_there(self) -> None:
         """Called where something was not found. Raises: ChatStoreError where the store that was here is gone.
@@ -284,6 +303,10 @@ def _take(lock: IO[bytes]) -> None:
             time.sleep(LOOK_AGAIN)
         else:
             return
+
+
+def _hashed(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:40]
 
 
 def _known_by(file: IO[bytes]) -> tuple[int, int, int]:

@@ -65,8 +65,9 @@ _SAY = {  # by botocore's error code, or by the error's name
 
 
 class S3ChatStore(ThreadedStore):
-    """Chats below `chats/` of a bucket. Nothing is imported or connected before the first verb, or `warm`.
+    """Chats below `chats/` of a bucket, each under its scoped id.
 
+    Nothing is imported or connected before the first verb, or `warm`.
     Each write carries a mark of its own. Where S3 refuses it and the mark is there, it was this write that S3 had
     taken before, whose answer was lost: a client of S3 sends again by itself.
     """
@@ -168,12 +169,15 @@ class S3ChatStore(ThreadedStore):
                     raise
                 raise VersionConflict(document.chat_id) from None
 
-    def _scan(self) -> list[tuple[str, int, float]]:
+    def _scan(self, namespace: str | None) -> list[tuple[str, int, float]]:
         """SCAN_AT_ONCE objects at a time; times are whole seconds."""
+        below = {"Prefix": f"{PREFIX}{namespace}/"} if namespace else {"Prefix": PREFIX}
+        if namespace == "":
+            below["Delimiter"] = "/"  # not those of others
         found: list[tuple[str, int, float]] = []
         with _explained(), ThreadPoolExecutor(SCAN_AT_ONCE, "scan") as readers:
             lister = self._s3.get().get_paginator("list_objects_v2")
-            for page in lister.paginate(Bucket=self._bucket, Prefix=PREFIX, PaginationConfig={"PageSize": self._page}):
+            for page in lister.paginate(Bucket=self._bucket, **below, PaginationConfig={"PageSize": self._page}):
                 found += filter(None, readers.map(self._told, page.get("Contents", [])))
         return found
 

@@ -17,11 +17,15 @@ from haltline.chats import UNREADABLE, ChatDamaged, ChatDocument, VersionConflic
 from haltline.inputs import (
     ArrivalOf,
     BulkStopRequest,
+    CallerOf,
     ChatPath,
+    OwnChat,
     ResourcesOf,
     RunQuery,
     Wait,
+    Whose,
     body_docs,
+    line_of,
     read_bulk_stop_request,
 )
 from haltline.openapi import (
@@ -31,30 +35,33 @@ from haltline.openapi import (
     Deleted,
     ListedChat,
     Messages,
+    StopAllAnswer,
     StopAnswer,
     errors,
 )
+from haltline.principals import chat_id_of
 from haltline.resources import Resources
 from haltline.runs import Outcome, Receipt, Run, StopReason, new_run_id
 from haltline.settings import on_lambda
 from haltline.signals import BusUnavailable
-from haltline.stopping import stop_chat, stop_many
+from haltline.stopping import stop_all, stop_chat, stop_many
 from haltline.taking import ChatBusy, take_chat
-from haltline.turns import client_of
 
 router = APIRouter(prefix="/api/v1")
+_CONFIRMED = ("stopped", "finished", "idle")  # what tells that no run of the chat is live that the stop meant
 
 
-# Declared before the call that names a chat, or `bulk` would be taken for one.
+# Declared before the call that names a chat, or `bulk` and `all` would be taken for one.
 @router.post(
     "/stop/bulk",
     tags=["stop"],
     summary="Stop many chats",
     response_model=BulkStopAnswer,
-    responses=errors(408, 413, 422, 503),
+    responses=errors(401, 403, 408, 413, 422, 503),
     openapi_extra=body_docs(BulkStopRequest),
 )
 async def stop_bulk(
+    whose: Whose,
     body: Annotated[BulkStopRequest, Depends(read_bulk_stop_request)],
     arrival: ArrivalOf,
     resources: ResourcesOf,
@@ -62,13 +69,37 @@ async def stop_bulk(
     wait: Wait = None,
 ) -> BulkStopAnswer:
     """Stop 1 to 1,000 chats. One verdict a chat, in the order asked; 503 when none could be stored."""
-    # On Lambda there is one request at a time, and what would go on behind its answer is frozen.
-    turn = None if on_lambda() else partial(resources.bulk_turns.wait, client_of(request.scope))
-    results = await stop_many(resources, body.chat_ids, arrival, wait=wait, turn=turn)
+    chats = map(whose.scoped, body.chat_ids)
+    results = await stop_many(resources, chats, arrival, wait=wait, turn=_turn(resources, request))
     if all(r.status == "failed" for r in results):
         raise BusUnavailable("no stop could be stored")
     failed = sum(r.status in ("failed", "unconfirmed") for r in results)
     return BulkStopAnswer(results=results, total=len(results), successful=len(results) - failed, failed=failed)
+
+
+@router.post(
+    "/stop/all",
+    tags=["stop"],
+    summary="Stop every live run",
+    response_model=StopAllAnswer,
+    response_model_exclude_none=True,
+    responses=errors(401, 403, 422, 503),
+)
+async def stop_everything(
+    caller: CallerOf, arrival: ArrivalOf, resources: ResourcesOf, request: Request, wait: Wait = 5.0
+) -> StopAllAnswer:
+    """Halt every run of every principal that arrived before this, those that are just beginning too. For an admin."""
+    if not caller.principal.admin:
+        raise HTTPException(403, "Only an admin may stop what is another's.")
+    results = await stop_all(resources, arrival, wait=wait, turn=_turn(resources, request))
+    confirmed = sum(r.status in _CONFIRMED for r in results)
+    logger.warning("chats=<{}> confirmed=<{}> | all were stopped, as an admin asked", len(results), confirmed)
+    return StopAllAnswer(total=len(results), confirmed=confirmed, failed=len(results) - confirmed, results=results)
+
+
+def _turn(resources: Resources, request: Request) -> Any:
+    # On Lambda there is one request at a time, and what would go on behind its answer is frozen.
+    return None if on_lambda() else partial(resources.bulk_turns.wait, line_of(request.scope))
 
 
 @router.post(
@@ -77,16 +108,21 @@ async def stop_bulk(
     summary="Stop a chat",
     response_model=StopAnswer,
     response_model_exclude_unset=True,
-    responses=errors(422, 503),
+    responses=errors(401, 403, 422, 503),
 )
 async def stop(
-    chat_id: ChatPath, arrival: ArrivalOf, resources: ResourcesOf, run_id: RunQuery = None, wait: Wait = None
+    whose: Whose,
+    chat_id: ChatPath,
+    arrival: ArrivalOf,
+    resources: ResourcesOf,
+    run_id: RunQuery = None,
+    wait: Wait = None,
 ) -> StopAnswer:
     """Halt the chat's live run, through any replica, and requests for it that left their client before this one.
 
     With `?wait=SECONDS` the answer says what really happened. With `?run_id=` only that run is meant.
     """
-    return await stop_chat(resources, chat_id, arrival, run_id=run_id, wait=wait)
+    return await stop_chat(resources, whose.scoped(chat_id), arrival, run_id=run_id, wait=wait)
 
 
 @router.get(
@@ -95,14 +131,14 @@ async def stop(
     summary="A chat's status",
     response_model=ChatStatus,
     response_model_exclude_none=True,
-    responses=errors(422, 503),
+    responses=errors(401, 422, 429, 503),
 )
-async def status(chat_id: ChatPath, resources: ResourcesOf) -> ChatStatus:
+async def status(chat: OwnChat, resources: ResourcesOf) -> ChatStatus:
     """`new`, `idle` or `running`. A chat nobody used is `new`, not 404."""
-    run_id = (await resources.bus.live_among([chat_id])).get(chat_id)
-    document = await resources.store.load(chat_id)
+    run_id = (await resources.bus.live_among([chat])).get(chat)
+    document = await resources.store.load(chat)
     return ChatStatus(
-        chat_id=chat_id,
+        chat_id=chat_id_of(chat),
         status="running" if run_id else "idle" if document.version else "new",
         message_count=len(document.messages),
         run_id=run_id,
@@ -115,31 +151,34 @@ async def status(chat_id: ChatPath, resources: ResourcesOf) -> ChatStatus:
     summary="A chat's transcript",
     response_model=Messages,
     response_model_exclude_unset=True,
-    responses=errors(422, 503),
+    responses=errors(401, 422, 429, 503),
 )
-async def messages(chat_id: ChatPath, resources: ResourcesOf) -> Messages:
+async def messages(chat: OwnChat, resources: ResourcesOf) -> Messages:
     """The whole transcript, however much of it the model still sees. Stopped answers are marked."""
-    with _logged(chat_id, "the transcript may lack the end of a run"):  # what is at rest can be read without the bus
-        await resources.bus.live_among([chat_id])  # waits for a run that was told to halt
-    document = await resources.store.load(chat_id)
-    return Messages(chat_id=chat_id, messages=document.messages)
+    with _logged(chat, "the transcript may lack the end of a run"):  # what is at rest can be read without the bus
+        await resources.bus.live_among([chat])  # waits for a run that was told to halt
+    document = await resources.store.load(chat)
+    return Messages(chat_id=chat_id_of(chat), messages=document.messages)
 
 
-@router.get("/chats", tags=["chats"], summary="List chats", response_model=ChatList, responses=errors(422, 503))
+@router.get(
+    "/chats", tags=["chats"], summary="List chats", response_model=ChatList, responses=errors(401, 422, 429, 503)
+)
 async def chats(
+    caller: CallerOf,
     resources: ResourcesOf,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=512, description="`next_cursor` of the page before.")] = None,
     status: Literal["idle", "running"] | None = None,
 ) -> ChatList:
-    """Newest first. `count` is the number of all chats, whatever the filter."""
+    """Newest first. `count` is the number of all your chats, whatever the filter."""
     try:
-        page = await resources.index.page(limit, cursor, status)
+        page = await resources.index.page(caller.principal.namespace, limit, cursor, status)
     except BadCursor as error:
         raise RequestValidationError([{"loc": ("query", "cursor"), "msg": str(error), "type": "value_error"}]) from None
     listed = [
         ListedChat(
-            chat_id=c.chat_id,
+            chat_id=chat_id_of(c.chat_id),
             status="running" if c.run_id else "idle",
             message_count=c.message_count,
             updated_at=c.updated_at,
@@ -154,17 +193,17 @@ async def chats(
     tags=["chats"],
     summary="Delete a chat",
     response_model=Deleted,
-    responses=errors(404, 409, 422, 503),
+    responses=errors(401, 404, 409, 422, 429, 503),
 )
-async def delete(chat_id: ChatPath, arrival: ArrivalOf, resources: ResourcesOf) -> Any:
+async def delete(chat: OwnChat, arrival: ArrivalOf, resources: ResourcesOf) -> Any:
     """Delete the transcript. A live run is stopped first, for up to 5 s; 409 when it does not end."""
     # Whoever deletes holds the chat as a run does, so that nothing writes it meanwhile.
-    run = Run(chat_id, new_run_id(), arrival)
+    run = Run(chat, new_run_id(), arrival)
     await take_chat(resources.bus, run, stop_first=StopReason.DELETED, delete=True)
     existed = await asyncio.shield(asyncio.create_task(_delete(resources, run)))
     if not existed:
         raise HTTPException(404, "There is no such chat.")
-    return Deleted(status="deleted", chat_id=chat_id)
+    return Deleted(status="deleted", chat_id=chat_id_of(chat))
 
 
 async def _delete(resources: Resources, run: Run) -> bool:

@@ -1,7 +1,4 @@
-"""The outermost layer of the app: marks when a request was read, names the replica in every answer, logs it.
-
-Of one client it lets only so many stops through (see `turns`).
-"""
+"""The outermost layer of the app: marks when a request was read, names the replica in every answer, logs it."""
 
 from __future__ import annotations
 
@@ -13,24 +10,19 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from haltline.inputs import mark_read
-from haltline.turns import Turns, client_of
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-# Each takes a millisecond and more of one core: a client that does nothing but stop has an eighth of a replica.
-STOP_EVERY, STOPS_AT_ONCE, STOPS_WAITING = 0.01, 10, 200
 _QUIET = ("/live", "/health", "/api/v1/health", "/metrics")
 
 
 class Edge:
     """Pure ASGI, so that a stream passes without a copy."""
 
-    def __init__(self, app: ASGIApp, replica: str, *, alone: bool = False) -> None:
-        """`alone`: there is one request at a time, as on Lambda, where what would go on behind an answer is frozen."""
+    def __init__(self, app: ASGIApp, replica: str) -> None:
         self._app = app
-        self._turns = None if alone else Turns(STOP_EVERY, STOPS_AT_ONCE, STOPS_WAITING)
         self._headers = [(b"x-replica", replica.encode()), (b"x-content-type-options", b"nosniff")]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,10 +41,7 @@ class Edge:
             await send(message)
 
         try:
-            if _stops(scope) and not await self._has_its_turn(scope):
-                await _too_many(scope, receive, named)
-            else:
-                await self._app(scope, receive, named)
+            await self._app(scope, receive, named)
         except Exception:
             # Caught here and not by Starlette's outermost layer, whose answer would not name the replica.
             logger.exception("method=<{}> path=<{}> | request failed", *_what(scope))
@@ -62,13 +51,6 @@ class Edge:
             level = "DEBUG" if scope["path"] in _QUIET else "INFO"
             ms = (time.perf_counter() - started) * 1000
             logger.log(level, "method=<{}> path=<{}> status=<{}> ms=<{:.1f}> | request", *_what(scope), status, ms)
-
-    async def _has_its_turn(self, scope: Scope) -> bool:
-        return self._turns is None or await self._turns.wait(client_of(scope))
-
-
-def _stops(scope: Scope) -> bool:
-    return scope["method"] == "POST" and str(scope["path"]).startswith("/api/v1/stop/")
 
 
 def _what(scope: Scope) -> tuple[Any, str]:
@@ -80,8 +62,3 @@ async def _internal_error(scope: Scope, receive: Receive, send: Send) -> None:
     await JSONResponse({"detail": "Internal server error. The log of this replica has the details."}, 500)(
         scope, receive, send
     )
-
-
-async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
-    detail = "Too many stops of one client wait here. This one was not stored; try again."
-    await JSONResponse({"detail": detail}, 503, {"Retry-After": "1"})(scope, receive, send)

@@ -21,6 +21,7 @@ from loguru import logger
 from haltline.chats import ChatDocument, ChatStoreError, VersionConflict
 from haltline.events import Closing, Done, Failed, Stopped
 from haltline.failures import explain
+from haltline.principals import chat_id_of
 from haltline.runs import Outcome, Receipt, Run, StopReason, Usage, live_token
 from haltline.signals import BusUnavailable
 from haltline.stream import EventStream
@@ -146,7 +147,11 @@ class Execution:
         turn.restore(self._document.snapshot, self._document.unseen)
         turn.before_each_step = functools.partial(self._deps.bus.until_certain, run)
         self._turn = turn
-        state = {"chat_id": run.chat_id, "run_id": run.run_id, "principal": run.caller.principal}
+        state = {
+            "chat_id": chat_id_of(run.chat_id),
+            "run_id": run.run_id,
+            "principal": run.caller.principal.name or None,
+        }
         cut = False
         async for text in turn.events(self._message, state):
             if not self._deps.bus.certain(run):

@@ -16,12 +16,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 from ulid import ULID
 
-from haltline.principals import Principal
+from haltline.principals import Principal, is_name
 from haltline.resources import Resources
 from haltline.runs import Arrival, Caller
+from haltline.turns import client_of
 
-MAX_MESSAGE_BYTES = 64 * 1024  # of UTF-8
-MAX_BODY_BYTES = 1024 * 1024  # a message of the full size may stand in JSON escapes, six bytes for one
+MAX_BODY_BYTES = 1024 * 1024  # the largest message that can be allowed may stand in JSON escapes, six bytes for one
 BODY_SECONDS = 60  # for all of a body: who sends a byte a second holds no request open for a day
 
 _CHAT_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -72,7 +72,7 @@ class ChatRequest(BaseModel):
     """One user message."""
 
     message: Annotated[str, AfterValidator(_blank)] = Field(
-        description="At most 64 KiB of UTF-8.",
+        description="At most 64 KiB of UTF-8, where MAX_MESSAGE_BYTES says no other.",
         examples=["Tell me a story."],
         json_schema_extra={"minLength": 1, "pattern": r"\S"},  # what `_blank` asks for, said to those who read the docs
     )
@@ -150,23 +150,6 @@ def _finite(value: Any) -> bool:
             return True
 
 
-async def read_chat_request(body: Annotated[ChatRequest, Depends(_body(TypeAdapter(ChatRequest)))]) -> ChatRequest:
-    """The message of a chat call. Answers 413 and 422."""
-    _check_size(body)
-    return body
-
-
-async def read_invoked_chat(body: Annotated[InvokedChat, Depends(_body(TypeAdapter(InvokedChat)))]) -> InvokedChat:
-    """The same of a direct invocation."""
-    _check_size(body)
-    return body
-
-
-def _check_size(body: ChatRequest) -> None:
-    if len(body.message.encode()) > MAX_MESSAGE_BYTES:
-        raise HTTPException(413, f"The message is larger than {MAX_MESSAGE_BYTES // 1024} KiB of UTF-8.")
-
-
 read_bulk_stop_request = _body(TypeAdapter(BulkStopRequest))
 
 
@@ -193,6 +176,15 @@ def mark_principal(scope: Scope, principal: Principal) -> None:
 
 # Coroutines, though nothing waits in them: FastAPI would call a plain function in a thread, which takes longer than
 # what it does, and where all threads are busy a stop would wait for one.
+async def resources_of(request: Request) -> Resources:
+    """What the app holds."""
+    found: Resources = request.app.state.resources
+    return found
+
+
+ResourcesOf = Annotated[Resources, Depends(resources_of)]
+
+
 async def caller(request: Request) -> Caller:
     """Who sends the request and how long it may take."""
     # Without a default: a request that came around the gate must not pass for anybody's.
@@ -200,6 +192,38 @@ async def caller(request: Request) -> Caller:
 
 
 CallerOf = Annotated[Caller, Depends(caller)]
+
+
+def line_of(scope: Scope) -> str:
+    """Whose turns a request takes: its principal's, or its client's where nobody is asked who they are."""
+    principal: Principal = scope[_PRINCIPAL]
+    return f"={principal.name}" if principal.name else client_of(scope)
+
+
+async def own_chat(chat_id: ChatPath, caller: CallerOf) -> str:
+    """The scoped id of the caller's chat."""
+    return caller.principal.scoped(chat_id)
+
+
+OwnChat = Annotated[str, Depends(own_chat)]
+OfPrincipal = Annotated[
+    str | None, Query(alias="principal", description="Whose chat is meant, where it is not the caller's. For an admin.")
+]
+
+
+async def whose_chats(caller: CallerOf, resources: ResourcesOf, principal: OfPrincipal = None) -> Principal:
+    """Whose chats a stop means. Answers 403 and 422."""
+    if principal is None:
+        return caller.principal
+    if not caller.principal.admin:
+        raise HTTPException(403, "Only an admin may stop what is another's.")
+    if not is_name(principal) or resources.settings.auth == "none":
+        wrong = {"loc": ("query", "principal"), "msg": "there is no such principal", "type": "value_error"}
+        raise RequestValidationError([wrong])
+    return Principal(principal)
+
+
+Whose = Annotated[Principal, Depends(whose_chats)]
 
 
 async def arrival(request: Request) -> Arrival:
@@ -212,13 +236,27 @@ async def arrival(request: Request) -> Arrival:
 ArrivalOf = Annotated[Arrival, Depends(arrival)]
 
 
-async def resources_of(request: Request) -> Resources:
-    """What the app holds."""
-    found: Resources = request.app.state.resources
-    return found
+async def read_chat_request(
+    body: Annotated[ChatRequest, Depends(_body(TypeAdapter(ChatRequest)))], resources: ResourcesOf
+) -> ChatRequest:
+    """The message of a chat call. Answers 413 and 422."""
+    _check_size(body, resources)
+    return body
 
 
-ResourcesOf = Annotated[Resources, Depends(resources_of)]
+async def read_invoked_chat(
+    body: Annotated[InvokedChat, Depends(_body(TypeAdapter(InvokedChat)))], resources: ResourcesOf
+) -> InvokedChat:
+    """The same of a direct invocation."""
+    _check_size(body, resources)
+    return body
+
+
+def _check_size(body: ChatRequest, resources: Resources) -> None:
+    most = resources.settings.max_message_bytes
+    if len(body.message.encode()) > most:
+        said = f"{most} bytes" if most % 1024 else f"{most // 1024} KiB"
+        raise HTTPException(413, f"The message is larger than {said} of UTF-8.")
 
 
 async def verify_redis(resources: ResourcesOf) -> None:

@@ -34,6 +34,21 @@ class Verdict(BaseModel):
     status: Literal["accepted", "stopped", "finished", "idle", "unconfirmed", "failed"] = Field(examples=["stopped"])
 
 
+class PrincipalsVerdict(Verdict):
+    """One chat of a stop that means all. `principal`: whose it is, where there are principals."""
+
+    principal: str | None = Field(None, examples=["ada"])
+
+
+class StopAllAnswer(BaseModel):
+    """One verdict for each chat that had a live run. `confirmed` counts those that certainly have none any more."""
+
+    total: int = Field(examples=[1])
+    confirmed: int = Field(examples=[1])
+    failed: int = Field(examples=[0], description="What could not be stored or confirmed.")
+    results: list[PrincipalsVerdict]
+
+
 class BulkStopAnswer(BaseModel):
     """One verdict a chat, in the order asked. `failed` counts what could not be stored or confirmed."""
 
@@ -105,7 +120,7 @@ class Health(BaseModel):
     replica: str = Field(examples=["replica1"])
     version: str = Field(examples=["0.1.0"])
     model: str = Field(examples=["amazon.nova-lite-v1:0"])
-    live_runs: int = Field(examples=[3])
+    live_runs: int | None = Field(None, description="Told where AUTH=none.", examples=[3])
 
 
 class Detail(BaseModel):
@@ -115,7 +130,8 @@ class Detail(BaseModel):
 
 
 _ERRORS = {
-    401: ("No valid credential.", "Not authenticated."),
+    401: ("No valid credential.", "No valid credential. Send Authorization: Bearer KEY."),
+    403: ("For an admin.", "Only an admin may stop what is another's."),
     404: ("There is no such chat.", "There is no such chat."),
     408: ("The body took too long.", "The body did not come within 60 s."),
     409: ("The chat has a live run.", "The chat has a live run. Stop it first, or send with ?if_running=stop."),
@@ -124,6 +140,7 @@ _ERRORS = {
         "Something in the request is wrong; `loc` says where.",
         [{"loc": ["body", "message"], "msg": "the message is empty; write something", "type": "value_error"}],
     ),
+    429: ("A limit is reached; `Retry-After` says when to try again.", "More than 60 requests in a minute."),
     503: (
         "The signal bus (Redis) cannot be reached, or the session store failed.",
         "The signal bus (Redis) cannot be reached. Nothing was done; try again.",

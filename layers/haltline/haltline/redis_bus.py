@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -419,6 +419,12 @@ class RedisBus:
             pulses = await self.redis.mget([scripts.pulse_key(o) for o in owners])
         vouched = {o: set(json.loads(p)) if p else set() for o, p in zip(owners, pulses, strict=True)}
         return {i: r for i, r in held.items() if r["nonce"] in vouched[r["owner"]]}
+
+    async def going_on(self, runs: Mapping[str, str]) -> set[str]:
+        """See `signals.SignalBus.going_on`."""
+        held = await self._held(list(set(runs.values())))
+        of = {record["nonce"] for record in held.values() if not record.get("closing")}
+        return of & set(runs)
 
     async def ping(self) -> None:
         """See `signals.SignalBus.ping`. On a cluster all nodes are asked."""

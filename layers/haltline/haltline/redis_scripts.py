@@ -192,14 +192,15 @@ if not mine and tonumber(rec.claim or '0') >= known then
   if rec.last and rec.last.run_id == ARGV[1] then return {'again'} end
   return {'lost'}
 end
-drain(mine and tonumber(rec.a) or 0) -- a request that came while this run was ending is not meant
-redis.call('DEL', KEYS[3])
-if not mine then rec.claim = ARGV[3] end
 local receipt, waiters = cjson.decode(ARGV[4]), rec.waiters or {}
+local refused = receipt.outcome == 'refused' -- it never ran: the same request may be sent again
+drain(mine and tonumber(rec.a) or 0) -- a request that came while this run was ending is not meant
+if not refused then redis.call('DEL', KEYS[3]) end
+if not mine then rec.claim = ARGV[3] end
 for _, field in ipairs({'run', 'owner', 'nonce', 'a', 'door', 'closing', 'delete', 'stopped', 'waiters'}) do
   rec[field] = nil
 end
-rec.before, rec.last = rec.last, receipt
+if not refused then rec.before, rec.last = rec.last, receipt end
 save(ARGV[5])
 for _, replica in ipairs(waiters) do tell(replica, {ended = receipt}) end
 return {'ended'}

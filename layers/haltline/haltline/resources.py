@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from haltline.authentication import Authenticator
 from haltline.chat_index import ChatIndex
 from haltline.chats import ChatStore
+from haltline.limits import Limits
 from haltline.metrics import Metrics
 from haltline.runs import Arrival, Receipt
 from haltline.settings import Settings
@@ -59,6 +61,8 @@ class Resources:
     store: ChatStore
     index: ChatIndex
     metrics: Metrics
+    authenticator: Authenticator
+    limits: Limits
     runs: LocalRuns | None = None
     at_rest_since: float = field(default_factory=time.time)  # when it was last asked; of the wall, which never freezes
     # Of the next few chats of a call that stops many.

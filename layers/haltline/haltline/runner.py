@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from haltline.execution import Execution
-from haltline.runs import Arrival, Caller, Run, StopReason, new_run_id
+from haltline.runs import Arrival, Caller, Outcome, Receipt, Run, StopReason, new_run_id
+from haltline.signals import BusUnavailable
 from haltline.taking import take_chat
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from haltline.announcements import Announcements
     from haltline.chat_index import ChatIndex
     from haltline.chats import ChatStore
+    from haltline.limits import Limits
     from haltline.metrics import Metrics
     from haltline.signals import SignalBus
 
@@ -32,14 +34,16 @@ class Draining(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Deps:
-    """What every run needs. `run_timeout` in seconds."""
+    """What every run needs. `run_timeout` in seconds; `max_chats` of one principal, 0 for no limit."""
 
     bus: SignalBus
     store: ChatStore
     index: ChatIndex
     agents: AgentSource
     metrics: Metrics
+    limits: Limits
     run_timeout: float
+    max_chats: int = 0
     announcements: Announcements | None = None
 
 
@@ -74,7 +78,7 @@ class Runner:
     ) -> Execution:
         """Take the chat and start a run.
 
-        Raises: ChatBusy, RunIdUsed, BusUnavailable, ChatStoreError, Draining.
+        Raises: ChatBusy, RunIdUsed, LimitReached, BusUnavailable, ChatStoreError, Draining.
         """
         if self._grace_over:
             raise Draining
@@ -97,6 +101,8 @@ class Runner:
         if begun.stopped:
             run.begun_deleted = begun.stopped is StopReason.DELETED
             run.token.stop(begun.stopped)
+        else:
+            await self._admit(run, is_new=document.version == 0)
         execution = Execution(run, message, document, self._deps)
         if self._grace_over:
             run.token.stop(StopReason.SHUTDOWN)
@@ -107,6 +113,18 @@ class Runner:
         execution.task.add_done_callback(self._gone)
         logger.info("chat_id=<{}> run_id=<{}> | run begun", run.chat_id, run.run_id)
         return execution
+
+    async def _admit(self, run: Run, *, is_new: bool) -> None:
+        """Count a run that holds its chat, and the chat where it is new. Gives the chat back where it raises."""
+        deps = self._deps
+        try:
+            await deps.limits.count_run(run)
+            if is_new and deps.max_chats:
+                await deps.index.admit(run.chat_id, deps.max_chats)
+        except BaseException:
+            with suppress(BusUnavailable):
+                await deps.bus.end(run, Receipt(run.run_id, Outcome.REFUSED))
+            raise
 
     def _begun(self, _: asyncio.Task[Execution]) -> None:
         self._beginning -= 1

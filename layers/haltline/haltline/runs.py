@@ -44,6 +44,7 @@ class Outcome(StrEnum):
     STOPPED = "stopped"
     ERROR = "error"
     LOST = "lost"  # the chat was taken by another run: nothing was written
+    REFUSED = "refused"  # its principal has as much as it may: nothing was begun
 
 
 def new_run_id() -> str:

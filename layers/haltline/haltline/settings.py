@@ -117,8 +117,11 @@ class Settings(BaseSettings):
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
     jwt_jwks: str | None = None
-    max_live_runs: int = Field(0, ge=0)
-    requests_per_minute: int = Field(0, ge=0)
+    max_live_runs: int = Field(0, ge=0, le=10_000)
+    requests_per_minute: int = Field(0, ge=0, le=100_000)
+    max_chats: int = Field(0, ge=0)
+    max_message_bytes: int = Field(64 * 1024, ge=1, le=128 * 1024)
+    allowed_hosts: str = ""
     cors_origins: str = ""
 
     @model_validator(mode="before")
@@ -143,11 +146,7 @@ class Settings(BaseSettings):
             raise ValueError(
                 "AUTH=apigateway is for Lambda: its claims come from API Gateway, which is not in front here"
             )
-        for name, value, usable in (
-            ("AUTH", self.auth if self.auth != "apigateway" else "none", "none"),
-            ("MAX_LIVE_RUNS", self.max_live_runs, 0),
-            ("REQUESTS_PER_MINUTE", self.requests_per_minute, 0),
-        ):
+        for name, value, usable in (("AUTH", self.auth if self.auth != "apigateway" else "none", "none"),):
             if value != usable:
                 raise ValueError(
                     f"{name}={str(value).lower()} is not available in this release; use {name}={str(usable).lower()}"
@@ -189,6 +188,11 @@ class Settings(BaseSettings):
     def has_redis(self) -> bool:
         """Whether the user named a Redis of their own."""
         return self.redis_url is not None or self.redis_host is not None
+
+    @property
+    def host_names(self) -> list[str]:
+        """ALLOWED_HOSTS as a list, in lower case."""
+        return [name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip()]
 
     @property
     def allowed_origins(self) -> list[str]:

@@ -6,7 +6,7 @@ delivered to the run it was meant for, every end told to whoever waits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -136,6 +136,9 @@ class SignalBus(Protocol):
 
         A run that was told to halt is waited for, so that whoever has seen its closing frame finds its chat at rest.
         """
+
+    async def going_on(self, runs: Mapping[str, str]) -> set[str]:
+        """Of these runs, chat by nonce, those that hold their chats and were not told to halt. Two commands."""
 
     async def ping(self) -> None:
         """One round trip."""

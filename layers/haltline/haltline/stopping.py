@@ -1,4 +1,7 @@
-"""What a stop call does and what it may say of it. It never claims what it does not know."""
+"""What a stop call does and what it may say of it. It never claims what it does not know.
+
+Chats come in by their scoped ids, and go out by the ids that their clients know.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
-from haltline.openapi import StopAnswer, Verdict
+from haltline.openapi import PrincipalsVerdict, StopAnswer, Verdict
+from haltline.principals import chat_id_of, split
 from haltline.resources import Resources
 from haltline.runs import Arrival, Outcome, Receipt
 from haltline.signals import BusUnavailable, StopState
@@ -95,8 +99,8 @@ async def stop_many(
         try:
             answer = await stop_chat(resources, chat_id, arrival, wait=wait, place=places)
         except BusUnavailable:
-            return Verdict(chat_id=chat_id, status="failed")
-        return Verdict(chat_id=chat_id, status=answer.status)
+            return Verdict(chat_id=chat_id_of(chat_id), status="failed")
+        return Verdict(chat_id=answer.chat_id, status=answer.status)
 
     ids, under_way = list(chat_ids), []
     for n in range(0, len(ids), A_FEW):
@@ -106,19 +110,31 @@ async def stop_many(
     return await asyncio.gather(*under_way)
 
 
-async def stop_all(resources: Resources, arrival: Arrival) -> list[Verdict]:
+async def stop_all(
+    resources: Resources,
+    arrival: Arrival,
+    *,
+    wait: float | None = None,
+    turn: Callable[[], Awaitable[object]] | None = None,
+) -> list[PrincipalsVerdict]:
     """Stop every chat with a run that arrived before this did, listed already or not. One verdict a listed chat.
 
-    Raises: BusUnavailable, ChatStoreError where the list of chats was lost and cannot be made again.
+    Of every principal. `wait` and `turn` as in `stop_many`. Raises: BusUnavailable, ChatStoreError where the lists of
+    chats were lost and cannot be made again.
     """
     ttl = resources.settings.stop_signal_ttl
     whole, live = await resources.index.stop_all(arrival, ttl)
-    verdicts = await stop_many(resources, live, arrival)
-    if not whole:  # with the list Redis may have lost who has a run
-        await resources.index.rebuild()
+    verdicts = await stop_many(resources, live, arrival, wait=wait, turn=turn)
+    if not whole:  # with the lists Redis may have lost who has a run
+        await resources.index.rebuild(None)
         _, found = await resources.index.stop_all(arrival, ttl)
-        verdicts += await stop_many(resources, set(found) - set(live), arrival)
-    return verdicts
+        more = sorted(set(found) - set(live))
+        verdicts += await stop_many(resources, more, arrival, wait=wait, turn=turn)
+        live += more
+    return [
+        PrincipalsVerdict(principal=split(scoped_id)[0] or None, chat_id=verdict.chat_id, status=verdict.status)
+        for scoped_id, verdict in zip(live, verdicts, strict=True)
+    ]
 
 
 def _told(resources: Resources, chat_id: str, receipt: Receipt | None) -> StopAnswer:
@@ -127,7 +143,7 @@ def _told(resources: Resources, chat_id: str, receipt: Receipt | None) -> StopAn
     return _answer(resources, chat_id, "stopped" if receipt.outcome is Outcome.STOPPED else "finished", receipt)
 
 
-def _answer(resources: Resources, chat_id: str, status: str, receipt: Receipt | None = None) -> StopAnswer:
+def _answer(resources: Resources, scoped_id: str, status: str, receipt: Receipt | None = None) -> StopAnswer:
     resources.metrics.stop_answered(status)
     told: dict[str, Any] = {}
     if receipt is not None:
@@ -136,4 +152,5 @@ def _answer(resources: Resources, chat_id: str, status: str, receipt: Receipt | 
             told["saved"] = False
         if status == "stopped":
             told |= {"halted_ms": receipt.halted_ms, "upstream_closed_ms": receipt.upstream_closed_ms}
+    chat_id = chat_id_of(scoped_id)
     return StopAnswer(chat_id=chat_id, status=status, message=_SAY[status].format(chat_id), **told)

@@ -271,14 +271,14 @@ async def _list(directory: Path, sizes: tuple[int, ...], rounds: int, scans: int
                 await entered.enter_async_context(bus)
                 indexes[size] = ChatIndex(bus.redis, bus, FileChatStore(places[size]))
                 began = time.perf_counter()
-                await indexes[size].rebuild()
+                await indexes[size].rebuild("")
                 rebuilt = rebuilt if n else time.perf_counter() - began
             replica = http.client.HTTPConnection("127.0.0.1", stack.replicas[0].port)
             for n in range(rounds):
                 for size in (*sizes[n % len(sizes) :], *sizes[: n % len(sizes)]):  # nobody is always first
                     index = indexes[size]
                     with _timed(pages[size]):
-                        page = await index.page(PAGE, None, None)
+                        page = await index.page("", PAGE, None, None)
                     assert page.count == size
                     assert len(page.chats) == min(PAGE, size)
                     if n < scans:

@@ -17,7 +17,9 @@ import pytest
 from redis.asyncio import Redis
 
 from haltline import redis_scripts, redis_watch
+from haltline.authentication import NoAuthentication
 from haltline.events import Done
+from haltline.limits import Limits
 from haltline.metrics import Metrics
 from haltline.redis_bus import RedisBus
 from haltline.redis_connection import connect
@@ -41,7 +43,8 @@ LONG = pytest.mark.skipif(not FULL, reason="in the long round")
 
 def stops_through(bus: RedisBus) -> Resources:
     nothing: Any = None
-    return Resources(Settings(model_provider="scripted"), bus, nothing, nothing, Metrics())
+    limits = Limits(bus.redis, bus)
+    return Resources(Settings(model_provider="scripted"), bus, nothing, nothing, Metrics(), NoAuthentication(), limits)
 
 
 @pytest.fixture

@@ -19,12 +19,13 @@ from typing import Any
 
 import pytest
 
-from haltline.inputs import MAX_BODY_BYTES, MAX_MESSAGE_BYTES
+from haltline.inputs import MAX_BODY_BYTES
 from tests.contract.client import DONE, LONG, STOPPED, http_client, live_run, new_chat, say, stop
 from tests.faults.raw_http import CANARY, ask, ask_all, message, request
 from tests.faults.watched import Watched, watched_replica
 from tests.stack import Replica
 
+MAX_MESSAGE_BYTES = 64 * 1024
 Times = Callable[[int, int], int]
 CHAT, STOP = b"/api/v1/chat/", b"/api/v1/stop/"
 JSON = b"Content-Type: application/json"

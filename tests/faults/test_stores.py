@@ -549,10 +549,10 @@ async def test_an_s3_that_fails_at_each_step(
             await store.delete(await store.load(chat))
         told(str(error.value), bucket)
         with faulty.broken(how, is_list), pytest.raises(ChatStoreError) as error:
-            await index.rebuild()
+            await index.rebuild("")
         told(str(error.value), bucket)
         with faulty.broken(how, lambda m, t: is_get(m, t) and not is_list(m, t)), pytest.raises(ChatStoreError):
-            await index.rebuild()  # a list that lacks what could not be read would be taken for the whole
+            await index.rebuild("")  # a list that lacks what could not be read would be taken for the whole
 
         assert await turn(bench, chat) == ("Hello", Done())  # it works again
         kept = [(m["role"], m["text"], m.get("stopped", False)) for m in (await store.load(chat)).messages]

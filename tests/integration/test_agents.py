@@ -21,6 +21,7 @@ from haltline.agent import AgentSource
 from haltline.chat_index import ChatIndex
 from haltline.events import Done, Event, Failed, Stopped, Text
 from haltline.execution import Execution
+from haltline.limits import Limits
 from haltline.metrics import Metrics
 from haltline.runner import Deps, Runner
 from haltline.runs import Arrival, Outcome, StopReason, live_token
@@ -189,7 +190,7 @@ async def chat_with(
         settings = Settings(model_provider="scripted", agent=f"{__name__}:{agent.__name__}", session_dir=tmp_path)
         store = StepStore(tmp_path)
         index = ChatIndex(bus.redis, bus, store)
-        runners.append(Runner(Deps(bus, store, index, AgentSource(settings), Metrics(), 600)))
+        runners.append(Runner(Deps(bus, store, index, AgentSource(settings), Metrics(), Limits(bus.redis, bus), 600)))
         return Chat(runners[-1], store, bus, f"agents-{abs(hash(request.node.name))}")
 
     yield make

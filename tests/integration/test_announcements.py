@@ -21,6 +21,7 @@ from haltline.agent import AgentSource
 from haltline.announcements import AT_ONCE, Announcements
 from haltline.chat_index import ChatIndex
 from haltline.events import Done, Failed, Stopped
+from haltline.limits import Limits
 from haltline.prometheus import PrometheusMetrics
 from haltline.runner import Deps, Runner
 from haltline.runs import Arrival, Outcome, Receipt, StopReason, Usage
@@ -197,7 +198,8 @@ async def bench_with(make_bus: Any, tmp_path: Path, request: pytest.FixtureReque
     async def make(announcements: Announcements) -> Bench:
         bus, other = await make_bus("runs"), await make_bus("stops")
         agents, store = StepAgents(), StepStore(tmp_path)
-        deps = Deps(bus, store, ChatIndex(bus.redis, bus, store), agents, PrometheusMetrics(), 600, announcements)  # type: ignore[arg-type]
+        index, limits = ChatIndex(bus.redis, bus, store), Limits(bus.redis, bus)
+        deps = Deps(bus, store, index, agents, PrometheusMetrics(), limits, 600, announcements=announcements)  # type: ignore[arg-type]
         chat = f"announced-{abs(hash(request.node.name))}"
         benches.append(Bench(Runner(deps), agents, store, bus, other, chat))
         return benches[-1]

@@ -64,7 +64,7 @@ class Scanned:
         self.scans = 0
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
 
-    async def scan(self) -> list[tuple[str, int, float]]:
+    async def scan(self, namespace: str | None) -> list[tuple[str, int, float]]:
         self.scans += 1
         found = list(self.chats)
         if self.meanwhile:
@@ -110,7 +110,7 @@ def index_over(redis: Redis, live: LiveRuns, store: Any) -> ChatIndex:
 async def index(client: Redis, live: LiveRuns, store: Scanned, clock: Clock) -> ChatIndex:
     """An index that knows the store to be empty."""
     made = index_over(client, live, store)
-    assert await made.page(1, None, None) == Page([], 0, None)
+    assert await made.page("", 1, None, None) == Page([], 0, None)
     return made
 
 
@@ -122,7 +122,7 @@ async def pages(index: ChatIndex, limit: int, status: Status = None) -> list[lis
     found: list[list[str]] = []
     cursor = None
     while True:
-        page = await index.page(limit, cursor, status)
+        page = await index.page("", limit, cursor, status)
         found.append([c.chat_id for c in page.chats])
         cursor = page.next_cursor
         if cursor is None:
@@ -149,7 +149,7 @@ async def test_the_newest_comes_first(index: ChatIndex, live: LiveRuns, clock: C
     for at, chat_id, messages in ((0, "a", 2), (1500, "b", 3), (2001, "c", 40)):
         clock.after(at)
         await index.put(chat_id, messages, live=chat_id == "b")
-    page = await index.page(50, None, None)
+    page = await index.page("", 50, None, None)
     assert page == Page(
         [Listed("c", 40, T0 + 2001, None), Listed("b", 3, T0 + 1500, "run-b"), Listed("a", 2, T0, None)], 3, None
     )
@@ -164,7 +164,7 @@ async def test_a_chat_that_is_written_again_moves_to_the_top(index: ChatIndex, c
     await put_each(index, clock, {"a": 0, "b": 1})
     clock.after(2)
     await index.put("a", 4, live=False)
-    assert await index.page(50, None, None) == Page(
+    assert await index.page("", 50, None, None) == Page(
         [Listed("a", 4, T0 + 2, None), Listed("b", 2, T0 + 1, None)], 2, None
     )
 
@@ -173,9 +173,9 @@ async def test_a_removed_chat_is_gone(index: ChatIndex, clock: Clock, redis: Red
     await put_each(index, clock, {"a": 0, "b": 1}, live=True)
     await index.remove("a")
     await index.remove("nobody")
-    assert await index.page(50, None, None) == Page([Listed("b", 2, T0 + 1, None)], 1, None)
+    assert await index.page("", 50, None, None) == Page([Listed("b", 2, T0 + 1, None)], 1, None)
     await index.remove("b")
-    assert await index.page(50, None, None) == Page([], 0, None)
+    assert await index.page("", 50, None, None) == Page([], 0, None)
     assert set(await redis.keys()) == {"ready:{chats}", "gone:{chats}"}  # nothing of them is left behind
     assert await redis.ttl("gone:{chats}") > 0
 
@@ -230,9 +230,9 @@ async def test_pages_under_a_server_with_a_locale(
 
 async def test_the_count_is_that_of_all_chats_on_every_page(index: ChatIndex, clock: Clock) -> None:
     await put_each(index, clock, TIMES["in groups"])
-    first = await index.page(5, None, None)
-    second = await index.page(5, first.next_cursor, None)
-    third = await index.page(5, second.next_cursor, None)
+    first = await index.page("", 5, None, None)
+    second = await index.page("", 5, first.next_cursor, None)
+    third = await index.page("", 5, second.next_cursor, None)
     assert [(len(p.chats), p.count, p.next_cursor is None) for p in (first, second, third)] == [
         (5, 12, False),
         (5, 12, False),
@@ -242,9 +242,9 @@ async def test_the_count_is_that_of_all_chats_on_every_page(index: ChatIndex, cl
 
 async def test_a_cursor_outlives_the_chat_it_names(index: ChatIndex, clock: Clock) -> None:
     await put_each(index, clock, {"a": 0, "b": 0, "c": 0, "d": 1})
-    cursor = (await index.page(2, None, None)).next_cursor  # after c
+    cursor = (await index.page("", 2, None, None)).next_cursor  # after c
     await index.remove("c")
-    assert [c.chat_id for c in (await index.page(2, cursor, None)).chats] == ["b", "a"]
+    assert [c.chat_id for c in (await index.page("", 2, cursor, None)).chats] == ["b", "a"]
 
 
 async def test_pages_while_chats_move_to_the_top(index: ChatIndex, redis: Redis, clock: Clock) -> None:
@@ -260,7 +260,7 @@ async def test_pages_while_chats_move_to_the_top(index: ChatIndex, redis: Redis,
         moved: set[str] = set()
         cursor, now = None, 100
         while True:
-            page = await index.page(chance.randint(1, 9), cursor, None)
+            page = await index.page("", chance.randint(1, 9), cursor, None)
             seen += [c.chat_id for c in page.chats]
             cursor = page.next_cursor
             if cursor is None:
@@ -302,7 +302,7 @@ async def test_pages_while_chats_move_to_the_top(index: ChatIndex, redis: Redis,
 @pytest.mark.parametrize("status", [None, "idle", "running"])
 async def test_what_is_no_cursor(cursor: str, status: Status, index: ChatIndex) -> None:
     with pytest.raises(BadCursor) as error:
-        await index.page(10, cursor, status)
+        await index.page("", 10, cursor, status)
     assert str(error.value) == "not a cursor of this list; leave it out to begin at the newest chat"
 
 
@@ -311,12 +311,12 @@ async def test_without_a_cursor_the_list_begins_at_the_newest(
     cursor: str | None, index: ChatIndex, clock: Clock
 ) -> None:
     await put_each(index, clock, {"a": 0, "b": 1})
-    assert [c.chat_id for c in (await index.page(1, cursor, None)).chats] == ["b"]
+    assert [c.chat_id for c in (await index.page("", 1, cursor, None)).chats] == ["b"]
 
 
 async def test_a_cursor_fits_the_query_it_is_sent_in(index: ChatIndex, clock: Clock) -> None:
     await put_each(index, clock, {"x" * 128: 1, "y" * 128: 2})
-    cursor = (await index.page(1, None, None)).next_cursor
+    cursor = (await index.page("", 1, None, None)).next_cursor
     assert cursor is not None
     assert len(cursor) <= 512
     assert cursor.replace("-", "").replace("_", "").isalnum()
@@ -337,7 +337,7 @@ async def test_idle_and_running_part_the_list(limit: int, index: ChatIndex, live
     assert await everything(index, limit, "idle") == idle
     assert await everything(index, limit, "running") == running
     assert all(len(page) == limit for page in (await pages(index, limit, "idle"))[:-1])
-    first = await index.page(200, None, "running")
+    first = await index.page("", 200, None, "running")
     assert (first.count, [c.run_id for c in first.chats]) == (16, [f"run-{i}" for i in running])
 
 
@@ -352,13 +352,13 @@ async def test_a_run_that_ended_or_died_is_not_running(index: ChatIndex, live: L
 
 async def test_nothing_runs(index: ChatIndex, clock: Clock) -> None:
     await put_each(index, clock, {"a": 0})
-    assert await index.page(10, None, "running") == Page([], 1, None)
+    assert await index.page("", 10, None, "running") == Page([], 1, None)
 
 
 async def test_nothing_is_idle(index: ChatIndex, live: LiveRuns, clock: Clock) -> None:
     await put_each(index, clock, {f"chat-{n}": n for n in range(5)}, live=True)
     live.runs = {f"chat-{n}": "r" for n in range(5)}
-    assert await index.page(2, None, "idle") == Page([], 5, None)
+    assert await index.page("", 2, None, "idle") == Page([], 5, None)
 
 
 # ---- made again from the store
@@ -369,7 +369,7 @@ async def test_the_list_is_made_of_the_store_once(index: ChatIndex, redis: Redis
     store.chats = [("a", 2, (T0 + 0.5) / 1000), ("b", 4, (T0 + 5.5) / 1000)]
     store.scans = 0
     for _ in range(3):
-        assert await index.page(10, None, None) == Page(
+        assert await index.page("", 10, None, None) == Page(
             [Listed("b", 4, T0 + 5, None), Listed("a", 2, T0, None)], 2, None
         )
     assert store.scans == 1
@@ -377,7 +377,7 @@ async def test_the_list_is_made_of_the_store_once(index: ChatIndex, redis: Redis
 
 async def test_an_empty_store_is_read_once(index: ChatIndex, store: Scanned) -> None:
     for _ in range(3):
-        assert await index.page(10, None, None) == Page([], 0, None)
+        assert await index.page("", 10, None, None) == Page([], 0, None)
     assert store.scans == 1  # by the fixture
 
 
@@ -389,7 +389,7 @@ async def test_after_forget_the_store_is_read_anew(
     assert await everything(index, 10) == ["known"]
     await forget(client)
     # What the list knew is newer than what was scanned.
-    assert await index.page(10, None, None) == Page(
+    assert await index.page("", 10, None, None) == Page(
         [Listed("known", 2, T0 + 3, None), Listed("elsewhere", 6, T0 + 1, None)], 2, None
     )
 
@@ -401,7 +401,7 @@ async def test_a_chat_written_while_the_store_is_read_is_the_newer(
     store.chats = [("a", 2, T0 / 1000)]
     clock.after(9)
     store.meanwhile = lambda: index.put("a", 4, live=False)
-    assert await index.page(10, None, None) == Page([Listed("a", 4, T0 + 9, None)], 1, None)
+    assert await index.page("", 10, None, None) == Page([Listed("a", 4, T0 + 9, None)], 1, None)
 
 
 async def test_a_chat_deleted_while_the_store_is_read_stays_deleted(
@@ -410,7 +410,7 @@ async def test_a_chat_deleted_while_the_store_is_read_stays_deleted(
     await redis.flushall()
     store.chats = [("gone", 2, T0 / 1000)]
     store.meanwhile = lambda: index.remove("gone")
-    assert await index.page(10, None, None) == Page([], 0, None)
+    assert await index.page("", 10, None, None) == Page([], 0, None)
 
 
 async def test_a_chat_deleted_between_two_readings_of_the_store_stays_deleted(
@@ -422,12 +422,12 @@ async def test_a_chat_deleted_between_two_readings_of_the_store_stays_deleted(
 
     async def another() -> None:
         store.meanwhile = None
-        await index.rebuild()
+        await index.rebuild("")
         await index.remove("gone")
 
     store.meanwhile = another
-    await index.rebuild()
-    assert await index.page(10, None, None) == Page([], 0, None)
+    await index.rebuild("")
+    assert await index.page("", 10, None, None) == Page([], 0, None)
 
 
 async def test_many_chats_are_put_back_in_several_commands(index: ChatIndex, redis: Redis, store: Scanned) -> None:
@@ -453,8 +453,8 @@ async def test_a_list_that_could_not_be_made_whole_is_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(client, "execute_command", lossy)
         with pytest.raises(BusUnavailable):
-            await index.page(10, None, None)
-    assert (await index.page(10, None, None)).count == 2500
+            await index.page("", 10, None, None)
+    assert (await index.page("", 10, None, None)).count == 2500
 
 
 async def test_live_runs_are_listed_after_redis_was_lost(
@@ -465,7 +465,7 @@ async def test_live_runs_are_listed_after_redis_was_lost(
     assert await everything(index, 10, "running") == ["a"]
     await redis.flushall()
     store.chats = [("a", 2, T0 / 1000)]
-    assert [(c.chat_id, c.run_id) for c in (await index.page(10, None, None)).chats] == [("a", "r")]
+    assert [(c.chat_id, c.run_id) for c in (await index.page("", 10, None, None)).chats] == [("a", "r")]
     assert await everything(index, 10, "running") == ["a"]
 
 
@@ -486,7 +486,7 @@ async def test_a_list_made_of_files(client: Redis, live: LiveRuns, tmp_path: Pat
         await files.save(document)
         (path,) = set(tmp_path.glob("*.json")) - before
         os.utime(path, ns=(0, (T0 + n) * 1_000_000 + 500_000))
-    assert await index_over(client, live, files).page(10, None, None) == Page(
+    assert await index_over(client, live, files).page("", 10, None, None) == Page(
         [Listed("third", 3, T0 + 2, None), Listed("Second", 2, T0 + 1, None), Listed("first", 1, T0, None)], 3, None
     )
 
@@ -498,7 +498,7 @@ async def test_a_store_that_cannot_be_read_is_said_to_be_one(index: ChatIndex, r
     await redis.flushall()
     store.chats, store.meanwhile = [("a", 2, T0 / 1000)], fail
     with pytest.raises(ChatStoreError):
-        await index.page(10, None, None)
+        await index.page("", 10, None, None)
     store.meanwhile = None
     assert await everything(index, 10) == ["a"]
 
@@ -508,8 +508,8 @@ async def test_without_redis_every_call_says_so(verb: str, live: LiveRuns, store
     redis = connect(f"unix://{tmp_path}/none.sock")
     index = index_over(redis, live, store)
     calls: dict[str, Callable[[], Awaitable[Any]]] = {
-        "page": lambda: index.page(10, None, None),
-        "running": lambda: index.page(10, None, "running"),
+        "page": lambda: index.page("", 10, None, None),
+        "running": lambda: index.page("", 10, None, "running"),
         "put": lambda: index.put("a", 1, live=False),
         "remove": lambda: index.remove("a"),
     }
@@ -541,11 +541,11 @@ async def test_a_page_costs_the_same_of_ten_thousand_chats(
     for size in (200, 10_000):
         await redis.flushall()
         store.chats = [(f"chat-{n:05}", 2, (T0 + n + 0.5) / 1000) for n in range(size)]
-        await index.page(1, None, None)  # makes the list
+        await index.page("", 1, None, None)  # makes the list
         await index.put("chat-00007", 3, live=True)
-        first, first_cost = await commands_of(redis, index.page(50, None, None))
-        second, second_cost = await commands_of(redis, index.page(50, first.next_cursor, None))
-        running, running_cost = await commands_of(redis, index.page(50, None, "running"))
+        first, first_cost = await commands_of(redis, index.page("", 50, None, None))
+        second, second_cost = await commands_of(redis, index.page("", 50, first.next_cursor, None))
+        running, running_cost = await commands_of(redis, index.page("", 50, None, "running"))
         assert [(len(p.chats), p.count) for p in (first, second, running)] == [(50, size), (50, size), (1, size)]
         costs.append((first_cost, second_cost, running_cost))
     small, large = costs

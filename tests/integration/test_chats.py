@@ -77,7 +77,7 @@ async def file_of(disk: FileChatStore, directory: Path, chat_id: str) -> Path:
 
 async def test_a_chat_nobody_wrote_is_empty(store: ChatStore) -> None:
     assert await store.load("trip") == ChatDocument(chat_id="trip")
-    assert await store.scan() == []
+    assert await store.scan("") == []
     await store.delete(ChatDocument(chat_id="nobody"))
 
 
@@ -116,7 +116,7 @@ async def test_delete(store: ChatStore) -> None:
     with pytest.raises(VersionConflict):
         await store.delete(document)
     assert await store.load("trip") == ChatDocument(chat_id="trip")
-    assert await store.scan() == []
+    assert await store.scan("") == []
 
 
 async def test_scan_tells_each_chat_once(store: ChatStore) -> None:
@@ -125,7 +125,7 @@ async def test_scan_tells_each_chat_once(store: ChatStore) -> None:
     await store.save(chat("two", "a", "b"))
     await store.save(chat("gone", "a"))
     await store.delete(await store.load("gone"))
-    found = sorted(await store.scan())
+    found = sorted(await store.scan(""))
     assert [(chat_id, count) for chat_id, count, _ in found] == [("one", 1), ("two", 2)]
     assert all(before - 1 <= at <= time.time() + 1 for *_, at in found)
 
@@ -256,7 +256,7 @@ async def test_ids_that_differ_in_case_stay_apart(store: ChatStore) -> None:
     for chat_id in ids:
         await store.save(chat(chat_id, chat_id))
     assert [texts(await store.load(i)) for i in ids] == [[i] for i in ids]
-    assert sorted(i for i, *_ in await store.scan()) == sorted(ids)
+    assert sorted(i for i, *_ in await store.scan("")) == sorted(ids)
 
 
 # ---- versions
@@ -345,7 +345,7 @@ async def test_a_process_killed_in_a_save_leaves_the_chat_as_it_was(
     ended = in_a_process(f"{moment}\n{SAVE_MORE}", directory)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-9, "", "")
     assert await disk.load("trip") == document
-    assert [(chat_id, count) for chat_id, count, _ in await disk.scan()] == [("trip", 1)]
+    assert [(chat_id, count) for chat_id, count, _ in await disk.scan("")] == [("trip", 1)]
     document.append("user", "on", RUN)
     await disk.save(document)  # its lock went with it, and what it left is in nobody's way
     assert texts(await disk.load("trip")) == ["Hello", "on"]
@@ -366,13 +366,13 @@ async def test_a_scan_tells_chats_only(disk: FileChatStore, directory: Path) -> 
     (directory / "half.tmp").write_text(chat("half").model_dump_json())
     (directory / "broken.json").write_text("{")
     (directory / "directory.json").mkdir()
-    assert [(chat_id, count) for chat_id, count, _ in await disk.scan()] == [("one", 1)]
+    assert [(chat_id, count) for chat_id, count, _ in await disk.scan("")] == [("one", 1)]
 
 
 async def test_a_scan_of_no_directory_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ChatStoreError):
-        await FileChatStore(tmp_path / "file").scan()
+        await FileChatStore(tmp_path / "file").scan("")
 
 
 # ---- names
@@ -414,7 +414,7 @@ async def test_no_id_leaves_the_directory(disk: FileChatStore, directory: Path, 
     names = files(directory)
     assert len(names) == len(HOSTILE)
     assert all(len(n) < 100 and n.isascii() and n.replace(".json", "").isalnum() for n in names)
-    assert sorted(i for i, _, _ in await disk.scan()) == sorted(HOSTILE)
+    assert sorted(i for i, _, _ in await disk.scan("")) == sorted(HOSTILE)
     for i in HOSTILE:
         await disk.delete(await disk.load(i))
     assert files(directory) == set()
@@ -451,7 +451,7 @@ async def test_a_file_that_cannot_be_read(content: bytes | None, disk: FileChatS
         assert "secret" not in str(error.value)
         assert str(directory) not in str(error.value)
     assert (path.read_bytes() if content is not None else None) == content  # not overwritten: it may yet be mended
-    assert await disk.scan() == []
+    assert await disk.scan("") == []
     await disk.save(chat("other", "Hello"))
     assert texts(await disk.load("other")) == ["Hello"]
 

@@ -188,7 +188,7 @@ async def test_an_object_that_cannot_be_read(content: bytes, store: S3ChatStore,
     with pytest.raises(VersionConflict):
         await store.save(chat("trip"))
     assert s3.get_object(Bucket=bucket, Key=key("trip"))["Body"].read() == content
-    assert await store.scan() == []
+    assert await store.scan("") == []
     await store.delete(ChatDocument(chat_id="trip", version=UNREADABLE))
     await store.save(chat("trip", "anew"))
     assert texts(await store.load("trip")) == ["anew"]
@@ -204,7 +204,7 @@ async def test_a_scan_tells_chats_only_and_reads_page_after_page(aws: Aws, bucke
         for name, content in others.items():
             assert http.put(name, content=content).status_code == 200
     aws.seen.clear()
-    found = sorted(await store.scan())
+    found = sorted(await store.scan(""))
     assert [(i, n) for i, n, _ in found] == [("one", 1), ("two", 2)]
     assert aws.seen.count(f"GET /{bucket}") == 2
     assert all(before - 1 <= at <= time.time() + 1 for *_, at in found)
@@ -216,7 +216,7 @@ async def test_a_scan_tells_chats_only_and_reads_page_after_page(aws: Aws, bucke
 async def each_verb(store: S3ChatStore) -> list[str]:
     """What each verb says that fails."""
     said = []
-    for verb in (store.load("trip"), store.save(chat("trip")), store.delete(chat("trip")), store.scan()):
+    for verb in (store.load("trip"), store.save(chat("trip")), store.delete(chat("trip")), store.scan("")):
         with pytest.raises(ChatStoreError) as error:
             await verb
         said.append(str(error.value))
@@ -258,7 +258,7 @@ async def test_a_store_is_warmed_without_credentials(
     store.warm()
     assert server.asked == 0
     with pytest.raises(ChatStoreError):
-        await store.scan()
+        await store.scan("")
     assert server.asked > 1
 
 
@@ -272,9 +272,9 @@ async def test_no_credentials(bucket: str) -> None:
 async def test_a_profile_that_is_not_there(aws: Aws, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(ChatStoreError, match="check AWS_PROFILE"):
-        await S3ChatStore(bucket, REGION).scan()
+        await S3ChatStore(bucket, REGION).scan("")
     monkeypatch.setenv("AWS_PROFILE", "")  # not set, as everywhere
-    await S3ChatStore(bucket, REGION).scan()
+    await S3ChatStore(bucket, REGION).scan("")
 
 
 def refusal(status: str, code: str) -> bytes:
@@ -318,7 +318,7 @@ async def test_an_s3_where_nobody_listens(aws: Aws, canned: Callable[[bytes], Ca
 async def test_an_s3_that_accepts_and_is_silent(canned: Callable[[None], Canned]) -> None:
     canned(None)
     store, begun = S3ChatStore("any-bucket", REGION, silence=0.1), time.monotonic()
-    verbs = (store.load("trip"), store.save(chat("trip")), store.delete(chat("trip")), store.scan())
+    verbs = (store.load("trip"), store.save(chat("trip")), store.delete(chat("trip")), store.scan(""))
     for error in await asyncio.gather(*verbs, return_exceptions=True):
         assert isinstance(error, ChatStoreError)
         assert "S3 does not answer" in str(error)

@@ -264,9 +264,9 @@ async def test_the_access_string_names_what_is_used_and_no_more(way: Way, cluste
         await bus.end(run, done(run))
         live = await begun(bus, f"{chat}-live")
         store.chats = [(chat, 1, 1.0), (live.chat_id, 1, 2.0)]
-        await index.page(10, None, None)
+        await index.page("", 10, None, None)
         await index.put(live.chat_id, 2, live=True)
-        await index.page(10, None, "running")
+        await index.page("", 10, None, "running")
         await index.remove(chat)
         await forget(bus.redis)
         await bus.end(live, done(live))
@@ -279,7 +279,7 @@ class Store:
     def __init__(self) -> None:
         self.chats: list[tuple[str, int, float]] = []
 
-    async def scan(self) -> list[tuple[str, int, float]]:
+    async def scan(self, namespace: str | None) -> list[tuple[str, int, float]]:
         return self.chats
 
 

@@ -13,7 +13,9 @@ import pytest
 from redis.asyncio import Redis
 
 from haltline import redis_pulse, redis_scripts, redis_watch
+from haltline.authentication import NoAuthentication
 from haltline.events import Failed
+from haltline.limits import Limits
 from haltline.metrics import Metrics
 from haltline.prometheus import PrometheusMetrics
 from haltline.redis_bus import RedisBus
@@ -219,7 +221,8 @@ async def test_nothing_begins_and_nobody_is_idle_while_a_bus_settles(
     await other.watch.recognise()
     assert not other.settled
     nothing: Any = None
-    resources = Resources(Settings(model_provider="scripted"), other, nothing, nothing, Metrics())
+    settings, limits = Settings(model_provider="scripted"), Limits(other.redis, other)
+    resources = Resources(settings, other, nothing, nothing, Metrics(), NoAuthentication(), limits)
     beginning = asyncio.create_task(other.begin(new_run(chat)))
     listing = asyncio.create_task(other.live_among([chat]))
     stopping = asyncio.create_task(stop_chat(resources, chat, Arrival(), wait=SOON))

@@ -15,9 +15,11 @@ import pytest
 
 from haltline import redis_scripts as scripts
 from haltline import runner
-from haltline.chat_index import KEYS, ChatIndex
+from haltline.authentication import NoAuthentication
+from haltline.chat_index import WHOLE, ChatIndex
 from haltline.events import Done, Event, Failed, Stopped, Text
 from haltline.execution import Execution
+from haltline.limits import Limits
 from haltline.metrics import Metrics
 from haltline.redis_bus import RedisBus
 from haltline.resources import Resources
@@ -100,7 +102,7 @@ async def ended(execution: Execution) -> tuple[Outcome, StopReason | None]:
 async def bench(make_bus: Any, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     bus, other = await make_bus("runs"), await make_bus("stops")
     agents, store = StepAgents(), StepStore(tmp_path)
-    runner = Runner(Deps(bus, store, ChatIndex(bus.redis, bus, store), agents, Metrics(), 600))  # type: ignore[arg-type]
+    runner = Runner(Deps(bus, store, ChatIndex(bus.redis, bus, store), agents, Metrics(), Limits(bus.redis, bus), 600))  # type: ignore[arg-type]
     yield Bench(runner, agents, store, bus, other, f"runs-{abs(hash(request.node.name))}")
     store.free.set()
     agents.may_make.set()
@@ -114,7 +116,8 @@ async def bench(make_bus: Any, tmp_path: Path, request: pytest.FixtureRequest) -
 def resources_of(bench: Bench) -> Resources:
     """What a replica holds that runs no chat: where the stop arrives."""
     index = ChatIndex(bench.other.redis, bench.other, bench.store)
-    return Resources(Settings(model_provider="scripted"), bench.other, bench.store, index, Metrics())
+    settings, limits = Settings(model_provider="scripted"), Limits(bench.other.redis, bench.other)
+    return Resources(settings, bench.other, bench.store, index, Metrics(), NoAuthentication(), limits)
 
 
 async def test_a_stop_of_all_halts_a_run_that_is_not_yet_listed(bench: Bench) -> None:
@@ -140,10 +143,10 @@ async def test_a_stop_of_all_waits_for_no_store(bench: Bench) -> None:
     """The list of chats was never made, and the store does not answer: what is known to be live is stopped first."""
     execution = await bench.running("on")
     resources = resources_of(bench)
-    await resources.bus.redis.delete(KEYS[3])  # type: ignore[attr-defined]
+    await resources.bus.redis.delete(WHOLE)  # type: ignore[attr-defined]
     scanning, may_scan = asyncio.Event(), asyncio.Event()
 
-    async def scan() -> list[Any]:
+    async def scan(namespace: str | None) -> list[Any]:
         scanning.set()
         await may_scan.wait()
         return []
@@ -394,7 +397,8 @@ async def test_a_lost_chat_is_not_written(bench: Bench, make_bus: Any) -> None:
     await bench.bus.redis.delete(scripts.pulse_key(bench.bus.replica_id))
     thief_agents, thief_bus = StepAgents(), await make_bus("thief")
     index = ChatIndex(thief_bus.redis, thief_bus, bench.store)
-    thief = Runner(Deps(thief_bus, bench.store, index, thief_agents, Metrics(), 600))  # type: ignore[arg-type]
+    limits = Limits(thief_bus.redis, thief_bus)
+    thief = Runner(Deps(thief_bus, bench.store, index, thief_agents, Metrics(), limits, 600))  # type: ignore[arg-type]
     second = await thief.start(bench.chat, "mine", Arrival())
     thief_agents.say("x")
     await texts(second, 1)
@@ -568,7 +572,7 @@ async def test_a_run_that_is_stuck_does_not_hold_a_replica_that_ends(
 
 async def test_a_run_at_its_time_limit(make_bus: Any, tmp_path: Path) -> None:
     bus, agents, store = await make_bus(), StepAgents(), StepStore(tmp_path)
-    deps = Deps(bus, store, ChatIndex(bus.redis, bus, store), agents, Metrics(), 0.05)  # type: ignore[arg-type]
+    deps = Deps(bus, store, ChatIndex(bus.redis, bus, store), agents, Metrics(), Limits(bus.redis, bus), 0.05)  # type: ignore[arg-type]
     execution = await Runner(deps).start(f"limit-{tmp_path.name}", "hello", Arrival())
     assert await rest(execution) == [
         Failed("The run reached its time limit (RUN_TIMEOUT, or the Lambda function's) and was stopped.")

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio import Redis
 
+from haltline.authentication import NoAuthentication
 from haltline.chat_index import ChatIndex
 from haltline.chats import ChatDocument, VersionConflict
 from haltline.events import Closing, Event
 from haltline.execution import Execution
+from haltline.limits import Limits
 from haltline.metrics import Metrics
 from haltline.redis_bus import RedisBus
 from haltline.resources import Resources
@@ -77,10 +79,11 @@ class Replica:
             pool = client.connection_pool
             pool.connection_class = connection_class(self, pool.connection_class)
         index_of = ChatIndex(self.bus.redis, self.bus, cast("Any", stepper.store))
-        deps = Deps(self.bus, cast("Any", stepper.store), index_of, cast("Any", stepper.agents), METRICS, 1e9)
+        store, limits = cast("Any", stepper.store), Limits(self.bus.redis, self.bus)
+        deps = Deps(self.bus, store, index_of, cast("Any", stepper.agents), METRICS, limits, 1e9)
         self.runner = Runner(deps)
         self.resources = Resources(
-            SETTINGS, self.bus, cast("Any", stepper.store), index_of, METRICS, cast("Any", self.runner)
+            SETTINGS, self.bus, store, index_of, METRICS, NoAuthentication(), limits, cast("Any", self.runner)
         )
 
     @property
@@ -233,7 +236,7 @@ class Store:
         self.text = None
         self._wrote("delete")
 
-    async def scan(self) -> list[tuple[str, int, float]]:
+    async def scan(self, namespace: str | None) -> list[tuple[str, int, float]]:
         return []
 
     def document(self, chat_id: str) -> ChatDocument:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import httpx2 as httpx
@@ -17,7 +18,6 @@ from fastapi.responses import JSONResponse
 from haltline import inputs
 from haltline.inputs import (
     MAX_BODY_BYTES,
-    MAX_MESSAGE_BYTES,
     ArrivalOf,
     BulkStopRequest,
     ChatPath,
@@ -31,10 +31,13 @@ from haltline.inputs import (
     read_bulk_stop_request,
     read_chat_request,
 )
+from haltline.settings import Settings
 
 RUN = "01JD8X5W3ZJ7V5Q9T4N2M6K8R0"
 
 app = FastAPI()
+app.state.resources = SimpleNamespace(settings=Settings())
+MAX_MESSAGE_BYTES = 64 * 1024  # as the settings have it by default
 
 
 @app.exception_handler(RequestValidationError)

@@ -209,8 +209,6 @@ def test_a_value_of_another_kind_is_not_shown() -> None:
     [
         pytest.param("AUTH", "api-keys", id="api keys"),
         pytest.param("AUTH", "jwt", id="jwt"),
-        pytest.param("MAX_LIVE_RUNS", "2", id="live runs"),
-        pytest.param("REQUESTS_PER_MINUTE", "60", id="requests"),
     ],
 )
 def test_what_is_not_there_yet_is_refused_and_never_ignored(

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from haltline.edge import Edge
-from haltline.inputs import mark_told
+from haltline.inputs import mark_deadline
 from haltline.resources import Resources
 
 END_BEFORE = 10.0  # seconds before the function's deadline that a run ends: it still has to be written
@@ -52,7 +52,8 @@ class LambdaDoor:
             return
         ends = about.get("deadline")
         left = float(ends) / 1000 - time.time() - END_BEFORE if ends else math.inf
-        mark_told(scope, principal, time.monotonic() + left)
+        scope["haltline.told_principal"] = principal
+        mark_deadline(scope, time.monotonic() + left)
         # A client's own stamp is not the front door's.
         scope["headers"] = [h for h in scope["headers"] if h[0] != b"x-request-start"]
         if at := told.get("requestTimeEpoch") or told.get("timeEpoch"):

@@ -46,7 +46,7 @@ class Limits:
     """Of every principal the same; 0 is no limit. `run_timeout` in seconds."""
 
     def __init__(
-        self, redis: Redis, bus: SignalBus, *, requests_per_minute: int, live_runs: int, run_timeout: float
+        self, redis: Redis, bus: SignalBus, *, requests_per_minute: int = 0, live_runs: int = 0, run_timeout: float = 0
     ) -> None:
         self._redis, self._bus = redis, bus
         self._requests, self._live_runs, self._run_ttl = requests_per_minute, live_runs, math.ceil(run_timeout) + 60

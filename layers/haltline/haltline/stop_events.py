@@ -10,7 +10,7 @@ that a second delivery stops nothing new.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from haltline.inputs import ChatId
+from haltline.openapi import Verdict
 from haltline.resources import Resources
 from haltline.runs import Arrival
 from haltline.signals import BusUnavailable
@@ -59,7 +60,7 @@ async def obey(resources: Resources, event: dict[str, Any]) -> dict[str, int]:
         with logger.contextualize(correlation_id=event_id):
             try:
                 if wanted.all:
-                    verdicts = await stop_all(resources, arrival)
+                    verdicts: Sequence[Verdict] = await stop_all(resources, arrival)
                 else:
                     verdicts = await stop_many(resources, wanted.chat_ids, arrival)
             except BusUnavailable:

@@ -358,7 +358,7 @@ def lose_list(stack: Stack) -> None:
     import redis
 
     with redis.Redis.from_url(stack.redis_url) as client:
-        client.delete("index:{chats}", "info:{chats}", "live:{chats}", "ready:{chats}", "gone:{chats}")
+        client.delete("index:{chats}", "info:{chats}", "live:{chats}", "whole:{chats}", "gone:{chats}")
 
 
 # ---- S3

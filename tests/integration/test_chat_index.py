@@ -176,7 +176,7 @@ async def test_a_removed_chat_is_gone(index: ChatIndex, clock: Clock, redis: Red
     assert await index.page("", 50, None, None) == Page([Listed("b", 2, T0 + 1, None)], 1, None)
     await index.remove("b")
     assert await index.page("", 50, None, None) == Page([], 0, None)
-    assert set(await redis.keys()) == {"ready:{chats}", "gone:{chats}"}  # nothing of them is left behind
+    assert set(await redis.keys()) == {"whole:{chats}", "gone:{chats}"}  # nothing of them is left behind
     assert await redis.ttl("gone:{chats}") > 0
 
 

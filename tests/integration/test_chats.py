@@ -411,13 +411,16 @@ async def test_no_id_leaves_the_directory(disk: FileChatStore, directory: Path, 
         await disk.save(chat(chat_id, chat_id))
     assert [texts(await disk.load(i)) for i in HOSTILE] == [[i] for i in HOSTILE]
     assert [p.name for p in tmp_path.iterdir()] == ["sessions"]
-    names = files(directory)
-    assert len(names) == len(HOSTILE)
+    kept = [path.relative_to(directory) for path in directory.rglob("*.json")]
+    assert len(kept) == len(HOSTILE)
+    # What stands before a slash is a principal: a directory.
+    assert sum(len(path.parts) == 2 for path in kept) == sum("/" in i for i in HOSTILE)
+    names = {part for path in kept for part in path.parts}
     assert all(len(n) < 100 and n.isascii() and n.replace(".json", "").isalnum() for n in names)
-    assert sorted(i for i, _, _ in await disk.scan("")) == sorted(HOSTILE)
+    assert sorted(i for i, _, _ in await disk.scan(None)) == sorted(HOSTILE)
     for i in HOSTILE:
         await disk.delete(await disk.load(i))
-    assert files(directory) == set()
+    assert not list(directory.rglob("*.json"))
 
 
 # ---- files that cannot be read

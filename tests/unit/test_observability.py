@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2 as httpx
@@ -16,6 +17,7 @@ from loguru import logger
 
 from haltline.agent import AgentSource
 from haltline.app import make_app
+from haltline.authentication import NoAuthentication
 from haltline.chats import ChatDocument
 from haltline.edge import Edge
 from haltline.observability import configure_logging
@@ -309,12 +311,17 @@ class OneChat:
         return None
 
 
+async def _nothing(*_: object) -> None:
+    return None
+
+
 @pytest.fixture
 def app() -> FastAPI:
     settings = settings_of()
     bus, chats, metrics = OneRun(), OneChat(), PrometheusMetrics()
-    resources = Resources(settings, bus, chats, chats, metrics)  # type: ignore[arg-type]
-    resources.runs = Runner(Deps(bus, chats, chats, AgentSource(settings), metrics, 60))  # type: ignore[arg-type]
+    limits: Any = SimpleNamespace(count_request=_nothing, count_run=_nothing)
+    resources = Resources(settings, bus, chats, chats, metrics, NoAuthentication(), limits)  # type: ignore[arg-type]
+    resources.runs = Runner(Deps(bus, chats, chats, AgentSource(settings), metrics, limits, 60))  # type: ignore[arg-type]
     return make_app(resources)
 
 

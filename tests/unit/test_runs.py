@@ -31,7 +31,7 @@ def test_the_words_that_go_over_the_wire() -> None:
         "taken",
         "agent",
     ]
-    assert [o.value for o in Outcome] == ["done", "stopped", "error", "lost"]
+    assert [o.value for o in Outcome] == ["done", "stopped", "error", "lost", "refused"]
 
 
 # ---- the stop token

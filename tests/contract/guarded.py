@@ -10,7 +10,7 @@ import httpx2 as httpx
 from tests.credentials import AUDIENCE, ISSUER, ApiKey, api_key, bearer, rsa_key, token, write_jwks
 from tests.stack import Replica, Stack
 
-MOST_RUNS, MOST_REQUESTS, MOST_CHATS = 7, 150, 12
+MOST_RUNS, MOST_REQUESTS, MOST_CHATS = 7, 220, 12
 
 
 @dataclass

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from functools import partial

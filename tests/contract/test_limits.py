@@ -1,0 +1,194 @@
+"""What one principal may have: exact, over all replicas, whatever comes at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from tests.contract.client import (
+    DONE,
+    LONG,
+    STOPPED,
+    http_client,
+    live_run,
+    new_chat,
+    new_run,
+    say,
+    script,
+    sending,
+    stop,
+)
+from tests.contract.guarded import MOST_CHATS, MOST_REQUESTS, MOST_RUNS, Guarded, at, start
+from tests.stack import running_stack
+
+HI = script(chunks=["Hello"])
+AT_ONCE, MORE_AT_ONCE = 200, 300
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    directory = Path(tmp_path_factory.mktemp("limited"))
+    with running_stack(directory, replicas=0) as stack:
+        yield start(stack, directory)
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    async with http_client() as made:
+        yield made
+
+
+def refused(answer: Any) -> bool:
+    """Whether it is a 429 that says when to come again."""
+    status = getattr(answer, "status_code", None) or answer.status
+    return status == 429 and 1 <= int(answer.headers["retry-after"]) <= 60
+
+
+# ---- live runs
+
+
+async def test_of_200_at_once_as_many_runs_begin_as_may(guarded: Guarded, http: httpx.AsyncClient) -> None:
+    """Through both replicas; and again once they have ended, with as many places as before."""
+    one, other = guarded.limited
+    for _ in range(2):
+        headers = guarded.guest()
+        answers = await asyncio.gather(
+            *(_begun(http, (one, other)[n % 2], headers) for n in range(AT_ONCE))
+        )
+        streams = [turn for turn, _ in answers if turn.status == 200]
+        try:
+            assert Counter(turn.status for turn, _ in answers) == {200: MOST_RUNS, 429: len(answers) - MOST_RUNS}
+            assert all(refused(turn) for turn, _ in answers if turn.status == 429)
+        finally:
+            for _, open_ in answers:
+                await open_.aclose()
+        assert len(streams) == MOST_RUNS
+
+
+async def _begun(http: httpx.AsyncClient, replica: Any, headers: dict[str, str]) -> tuple[Any, AsyncExitStack]:
+    """A message whose stream stays open."""
+    open_ = AsyncExitStack()
+    return await open_.enter_async_context(sending(http, replica, new_chat(), LONG, headers=headers)), open_
+
+
+async def test_a_place_is_free_when_a_run_is_told_to_halt_or_has_ended(
+    guarded: Guarded, http: httpx.AsyncClient
+) -> None:
+    """Whoever has seen the closing frame finds it free, through the other replica too."""
+    one, other = guarded.limited
+    headers = guarded.guest()
+    async with AsyncExitStack() as open_:
+        chats = [new_chat() for _ in range(MOST_RUNS)]
+        turns = [await open_.enter_async_context(live_run(http, one, chat, headers=headers)) for chat in chats]
+        for _ in range(5):
+            refusal = await say(http, other, new_chat(), HI, headers=headers)
+            assert refused(refusal)
+            await stop(http, other, chats[0], headers=headers)
+            assert (await turns[0].finish()).closing == [STOPPED]
+            assert (await say(http, other, new_chat(), HI, headers=headers)).closing == [DONE]  # ends by itself
+            turns[0] = await open_.enter_async_context(live_run(http, other, chats[0], headers=headers))
+
+
+async def test_a_message_that_was_refused_leaves_nothing_and_may_be_sent_again(
+    guarded: Guarded, http: httpx.AsyncClient
+) -> None:
+    one, other = guarded.limited
+    headers = guarded.guest()
+    chat, run = new_chat(), new_run()
+    async with AsyncExitStack() as open_:
+        chats = [new_chat() for _ in range(MOST_RUNS)]
+        turns = [await open_.enter_async_context(live_run(http, one, c, headers=headers)) for c in chats]
+        for _ in range(3):
+            assert refused(await say(http, one, chat, HI, run_id=run, headers=headers))
+        found = await http.get(at(other, f"chat/{chat}"), headers=headers)
+        assert found.json() == {"chat_id": chat, "status": "new", "message_count": 0}
+        # The chat that has a run is busy, and may be given another in its place.
+        assert (await say(http, other, chats[0], HI, headers=headers)).status == 409
+        replaced = await say(http, other, chats[0], HI, headers=headers, params={"if_running": "stop"})
+        assert replaced.closing == [DONE]
+        assert (await turns[0].finish()).closing == [STOPPED]
+        assert (await say(http, other, chat, HI, run_id=run, headers=headers)).closing == [DONE]
+
+
+async def test_another_principals_runs_take_no_place(guarded: Guarded, http: httpx.AsyncClient) -> None:
+    one, _ = guarded.limited
+    mine, other = guarded.guest(), guarded.guest()
+    async with AsyncExitStack() as open_:
+        for _ in range(MOST_RUNS):
+            await open_.enter_async_context(live_run(http, one, new_chat(), headers=mine))
+        assert refused(await say(http, one, new_chat(), HI, headers=mine))
+        assert (await say(http, one, new_chat(), HI, headers=other)).closing == [DONE]
+
+
+# ---- requests
+
+
+async def test_of_300_at_once_as_many_requests_are_answered_as_may(
+    guarded: Guarded, http: httpx.AsyncClient
+) -> None:
+    """Of one principal through both replicas; another's are not counted with them, and stops are not counted."""
+    one, other = guarded.limited
+    headers, beside = guarded.guest(), guarded.guest()
+    answers = await asyncio.gather(
+        *(http.get(at((one, other)[n % 2], f"chat/{new_chat()}"), headers=headers) for n in range(MORE_AT_ONCE))
+    )
+    assert Counter(a.status_code for a in answers) == {200: MOST_REQUESTS, 429: MORE_AT_ONCE - MOST_REQUESTS}
+    assert all(refused(a) for a in answers if a.status_code == 429)
+    for replica in (one, other):
+        assert refused(await http.get(at(replica, "chats"), headers=headers))
+        assert refused(await say(http, replica, new_chat(), HI, headers=headers))
+        assert (await http.get(at(replica, "chats"), headers=beside)).status_code == 200
+        assert (await http.post(at(replica, f"stop/{new_chat()}"), headers=headers)).status_code == 200
+        assert (await http.get(f"{replica.url}/health", headers=headers)).status_code == 200
+
+
+# ---- chats, and how long a message may be
+
+
+async def test_of_60_at_once_as_many_chats_begin_as_may(guarded: Guarded, http: httpx.AsyncClient) -> None:
+    """Told apart from the limit of live runs by what the answer says; whoever deletes one has room for another."""
+    one, other = guarded.limited
+    headers = guarded.guest()
+    begun: list[str] = []
+    gate = asyncio.Semaphore(MOST_RUNS)  # fewer than may run
+
+    async def begin(n: int) -> int:
+        async with gate:
+            chat = new_chat()
+            turn = await say(http, (one, other)[n % 2], chat, HI, headers=headers)
+            if turn.status == 200:
+                begun.append(chat)
+            else:
+                assert refused(turn)
+                assert b"chats" in turn.raw
+            return turn.status
+
+    statuses = Counter(await asyncio.gather(*(begin(n) for n in range(60))))
+    assert statuses == {200: MOST_CHATS, 429: 60 - MOST_CHATS}
+    listed = (await http.get(at(one, "chats?limit=200"), headers=headers)).json()
+    assert (listed["count"], sorted(c["chat_id"] for c in listed["chats"])) == (MOST_CHATS, sorted(begun))
+    assert (await say(http, other, begun[0], HI, headers=headers)).closing == [DONE]  # an old one may go on
+    assert (await http.delete(at(one, f"chat/{begun[0]}"), headers=headers)).status_code == 200
+    assert (await say(http, one, new_chat(), HI, headers=headers)).closing == [DONE]
+    assert refused(await say(http, one, new_chat(), HI, headers=headers))
+
+
+async def test_a_message_may_be_as_long_as_is_set(guarded: Guarded, http: httpx.AsyncClient) -> None:
+    one, _ = guarded.limited
+    headers = guarded.guest()
+    chat = new_chat()
+    assert (await say(http, one, chat, "é" * 1000, headers=headers)).closing == [DONE]
+    turn = await say(http, one, chat, "é" * 1000 + "x", headers=headers)
+    assert (turn.status, bytes(turn.raw)) == (413, b'{"detail":"The message is larger than 2000 bytes of UTF-8."}')
+    assert await is_idle_as(http, one, chat, headers)
+
+
+async def is_idle_as(http: httpx.AsyncClient, replica: Any, chat: str, headers: dict[str, str]) -> bool:
+    return bool((await http.get(at(replica, f"chat/{chat}"), headers=headers)).json()["status"] == "idle")

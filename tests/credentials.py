@@ -3,9 +3,9 @@
 API keys: `api_key("alice")` makes a key and the entry of API_KEYS that goes with it; `bearer(key)` the headers to send.
 
 Tokens: `rsa_key("a")` and `ec_key("a")` are signing keys, each made once in a process (RSA takes a tenth of a second);
-`jwks(*keys)` is the document with their public halves, `write_jwks(path, *keys)` puts it into a file, `Issuer` serves it
-over HTTP on loopback. `token(key)` is a good token of `ISSUER` for `AUDIENCE`; keywords replace claims, and None leaves
-one out:
+`jwks(*keys)` is the document with their public halves, `write_jwks(path, *keys)` puts it into a file, `Issuer` serves
+it over HTTP on loopback. `token(key)` is a good token of `ISSUER` for `AUDIENCE`; keywords replace claims, and None
+leaves one out:
 
     token(rsa_key(), sub="alice", scope="read admin")     # an admin
     token(rsa_key(), exp=int(time.time()) - 60)           # expired
@@ -22,7 +22,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -126,24 +126,20 @@ def _without_none(members: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
-@dataclass
 class Issuer:
-    """A real HTTP server on loopback that publishes keys: `with Issuer(rsa_key()) as issuer`."""
+    """A real HTTP server on loopback that publishes keys: `with Issuer(rsa_key()) as issuer`.
 
-    keys: tuple[SigningKey | dict[str, Any], ...] = ()
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes | None = None  # in the place of `keys`
-    requests: int = 0
-    asked: threading.Event = field(default_factory=threading.Event)  # set with every request
-    answers: threading.Event = field(default_factory=threading.Event)  # clear it to let requests wait
-    port: int = 0
-    _server: ThreadingHTTPServer | None = None
+    `status`, `headers` and `body` (in the place of the keys) are what it answers, `requests` counts. `asked` is set
+    with every request; who clears `answers` lets requests wait until it is set again.
+    """
 
     def __init__(self, *keys: SigningKey | dict[str, Any]) -> None:
-        self.keys, self.headers = keys, {}
+        self.keys, self.body = keys, b""
+        self.status, self.headers = 200, dict[str, str]()
+        self.requests, self.port = 0, 0
         self.asked, self.answers = threading.Event(), threading.Event()
         self.answers.set()
+        self._server: ThreadingHTTPServer | None = None
 
     @property
     def url(self) -> str:
@@ -166,7 +162,7 @@ class Issuer:
                 for name, value in issuer.headers.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(jwks(*issuer.keys) if issuer.body is None else issuer.body)
+                self.wfile.write(issuer.body or jwks(*issuer.keys))
 
             def log_message(self, *_: Any) -> None:
                 """Nothing on stderr."""

@@ -28,6 +28,10 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
     "AUTH=sometimes": ({"AUTH": "sometimes"}, "AUTH"),
     "AUTH=none on a public address": ({"HOST": "0.0.0.0"}, "AUTH"),
     "AUTH=apigateway outside Lambda": ({"AUTH": "apigateway"}, "AUTH"),
+    "AUTH=api-keys without keys": ({"AUTH": "api-keys"}, "API_KEYS"),
+    "API_KEYS that hold a key": ({"AUTH": "api-keys", "API_KEYS": "alice=secret"}, "API_KEYS"),
+    "API_KEYS that nothing uses": ({"API_KEYS": f"alice={'0' * 64}"}, "API_KEYS"),
+    "AUTH=jwt without an issuer": ({"AUTH": "jwt", "JWT_AUDIENCE": "a", "JWT_JWKS": "https://i/"}, "JWT_ISSUER"),
 }
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.stack import ROOT, clean_environment, free_port
 
+JWT = {"AUTH": "jwt", "JWT_ISSUER": "https://i/", "JWT_AUDIENCE": "a"}
+
 # What is set, and the name the line must have.
 WRONG: dict[str, tuple[dict[str, str], str]] = {
     "PORT=abc": ({"PORT": "abc"}, "PORT"),
@@ -28,6 +30,13 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
     "AUTH=sometimes": ({"AUTH": "sometimes"}, "AUTH"),
     "AUTH=none on a public address": ({"HOST": "0.0.0.0"}, "AUTH"),
     "AUTH=apigateway outside Lambda": ({"AUTH": "apigateway"}, "AUTH"),
+    "AUTH=api-keys without keys": ({"AUTH": "api-keys"}, "API_KEYS"),
+    "API_KEYS that hold a key": ({"AUTH": "api-keys", "API_KEYS": "alice=secret"}, "API_KEYS"),
+    "API_KEYS that nothing uses": ({"API_KEYS": f"alice={'0' * 64}"}, "API_KEYS"),
+    "JWT_JWKS that is not there": ({**JWT, "JWT_JWKS": "/nowhere/jwks.json"}, "JWT_JWKS"),
+    "JWT_JWKS without a usable key": ({**JWT, "JWT_JWKS": "pyproject.toml"}, "JWT_JWKS"),
+    "JWT_JWKS over the open net": ({**JWT, "JWT_JWKS": "http://issuer.example/jwks.json"}, "JWT_JWKS"),
+    "AUTH=jwt without an issuer": ({"AUTH": "jwt", "JWT_AUDIENCE": "a", "JWT_JWKS": "https://i/"}, "JWT_ISSUER"),
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.stack import ROOT
 
-HEAVY = ["boto3", "botocore", "mcp", "openai", "strands"]
+HEAVY = ["boto3", "botocore", "jwt", "mcp", "openai", "strands"]
 
 PROBE = f"""
 import json, sys
@@ -160,3 +160,19 @@ weigh("prepared")
 
 def test_what_signs_in_to_elasticache_is_imported_when_asked(weighed: Weigh) -> None:
     assert weighed(IAM) == {"the composition root": [], "prepared": ["botocore"]}
+
+
+AUTH = """
+from haltline.authentication import make_authenticator
+from haltline.settings import read_settings
+
+make_authenticator(read_settings())
+make_authenticator(read_settings(auth="api-keys", api_keys="a=" + "0" * 64))
+weigh("without tokens")
+make_authenticator(read_settings(auth="jwt", jwt_issuer="i", jwt_audience="a", jwt_jwks="https://i/jwks"))
+weigh("with tokens")
+"""
+
+
+def test_what_checks_tokens_is_imported_where_there_are_any(weighed: Weigh) -> None:
+    assert weighed(AUTH) == {"without tokens": [], "with tokens": ["jwt"]}

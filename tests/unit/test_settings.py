@@ -204,20 +204,8 @@ def test_a_value_of_another_kind_is_not_shown() -> None:
     assert str(error.value) == "PORT: input should be a valid integer"
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [
-        pytest.param("AUTH", "api-keys", id="api keys"),
-        pytest.param("AUTH", "jwt", id="jwt"),
-    ],
-)
-def test_what_is_not_there_yet_is_refused_and_never_ignored(
-    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A limit or a lock that is set and does nothing would be worse than none."""
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(SettingsError, match=rf"^{variable}=.* is not available in this release; use {variable}="):
-        read_settings()
+HEX = "0123456789abcdef" * 4
+JWT = {"AUTH": "jwt", "JWT_ISSUER": "https://i/", "JWT_AUDIENCE": "haltline", "JWT_JWKS": "https://i/jwks.json"}
 
 
 @pytest.mark.parametrize(
@@ -238,6 +226,61 @@ def test_what_is_not_there_yet_is_refused_and_never_ignored(
             id="no tls",
         ),
         pytest.param({"AUTH": "apigateway"}, "AUTH=apigateway is for Lambda", id="not on lambda"),
+        pytest.param({"AUTH": "api-keys"}, "AUTH=api-keys needs API_KEYS; set it", id="no keys"),
+        *(
+            pytest.param({**JWT, name: ""}, f"AUTH=jwt needs {name}; set it", id=f"no {name}")
+            for name in ("JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS")
+        ),
+        *(
+            pytest.param(
+                {**JWT, "AUTH": method, "JWT_JWKS": ""},
+                f"JWT_ISSUER is set but AUTH={method} does not use it; set AUTH=jwt",
+                id=f"tokens unused with {method}",
+            )
+            for method in ("none", "apigateway")
+        ),
+        *(
+            pytest.param(
+                {**JWT, "AUTH": method, "API_KEYS": f"hunter2={HEX}"},
+                f"API_KEYS is set but AUTH={method} does not use it; set AUTH=api-keys",
+                id=f"keys unused with {method}",
+            )
+            for method in ("none", "jwt", "apigateway")
+        ),
+        pytest.param(
+            {"AUTH": "api-keys", "API_KEYS": f"alice={HEX}", "JWT_JWKS": "hunter2"},
+            "JWT_JWKS is set but AUTH=api-keys does not use it; set AUTH=jwt",
+            id="both",
+        ),
+        *(
+            pytest.param(
+                {**JWT, "JWT_JWKS": url}, "JWT_JWKS: whoever is on the way could replace the keys; use https://"
+            )
+            for url in (
+                "http://issuer.example/jwks",
+                "HTTP://issuer.example",
+                "http://127.0.0.1.issuer.example/",
+                "http://0.0.0.0/",
+            )
+        ),
+        *(
+            pytest.param({**JWT, "JWT_JWKS": url}, "JWT_JWKS: use an https:// address or the path of a file")
+            for url in (
+                "ftp://h/jwks",
+                "file:///hunter2",
+                "https://",
+                "https://h:port/",
+                "https://h/a b",
+                "https://h/\x01",
+                "https://h:0/",
+                "https://[::1/",
+            )
+        ),
+        pytest.param(
+            {**JWT, "JWT_JWKS": "https://user:hunter2@h/jwks"},
+            "JWT_JWKS: no user and password can stand in this address",
+            id="credentials in the address",
+        ),
     ],
 )
 def test_settings_that_belong_together_are_told(
@@ -245,6 +288,8 @@ def test_settings_that_belong_together_are_told(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    if environment.get("AUTH") == "apigateway" and len(environment) > 1:
+        monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "chat")
     with pytest.raises(SettingsError) as error:
         read_settings()
     assert str(error.value).startswith(line)
@@ -260,6 +305,18 @@ def test_settings_that_belong_together_are_told(
             {"REDIS_AUTH": "iam", "REDIS_USERNAME": "u", "REDIS_CACHE_NAME": "c", "REDIS_URL": "rediss://h"}, id="iam"
         ),
         pytest.param({"AUTH": "apigateway", "AWS_LAMBDA_FUNCTION_NAME": "chat"}, id="on lambda"),
+        pytest.param({"AUTH": "api-keys", "API_KEYS": f"alice={HEX}", "HOST": "0.0.0.0"}, id="keys"),
+        pytest.param({**JWT, "HOST": "0.0.0.0"}, id="tokens"),
+        *(
+            pytest.param({**JWT, "JWT_JWKS": place}, id=place)
+            for place in (
+                "http://127.0.0.1:9/jwks",
+                "http://localhost/",
+                "http://[::1]:80/",
+                "HTTPS://h:8443/x?y=z",
+                "jwks.json",
+            )
+        ),
     ],
 )
 def test_settings_that_belong_together_are_taken(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,12 +374,71 @@ def test_a_wrong_secret_is_named_and_not_shown(variable: str, value: str, monkey
     assert error.value.__cause__ is None  # a traceback would show the value
 
 
-@pytest.mark.parametrize("variable", ["API_KEYS", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS"])
-def test_what_this_release_cannot_do_is_not_ignored(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(variable, SECRET)
+KEY, OTHER = "f00d" * 16, "BEEF" * 16  # as `openssl rand -hex 32` makes one, which looks like its hash
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        pytest.param(",", "there is no entry; use principal=HEX, HEX the SHA-256 of the key", id="nothing"),
+        pytest.param(KEY, "entry 1 has no '='; use principal=HEX, HEX the SHA-256 of the key", id="a key"),
+        pytest.param(f"a={HEX},{KEY}", "entry 2 has no '='; use principal=HEX, HEX the SHA-256 of the key", id="2nd"),
+        pytest.param(f"={KEY}", "entry 1 names no principal that can be used", id="no principal"),
+        pytest.param(f":admin={KEY}", "entry 1 names no principal that can be used", id="no principal but a scope"),
+        pytest.param(f"{'x' * 257}={KEY}", "entry 1 names no principal that can be used", id="a long name"),
+        pytest.param(f"a\tb={KEY}", "entry 1 names no principal that can be used", id="a control character"),
+        pytest.param(f"a ={KEY}", "entry 1 names no principal that can be used", id="a space at the end of it"),
+        pytest.param(f"a=b={KEY}", "entry 1 (a) has no SHA-256 after the '='; it is 64 hex digits", id="two ="),
+        pytest.param(
+            f"a= {KEY}", "entry 1 (a) has no SHA-256 after the '='; it is 64 hex digits", id="a space before it"
+        ),
+        pytest.param(f"a={KEY[:-1]}", "entry 1 (a) has no SHA-256 after the '='; it is 64 hex digits", id="too short"),
+        pytest.param(f"a={KEY}0", "entry 1 (a) has no SHA-256 after the '='; it is 64 hex digits", id="too long"),
+        pytest.param(f"a={KEY[1:]}g", "entry 1 (a) has no SHA-256 after the '='; it is 64 hex digits", id="no hex"),
+        pytest.param(f"a={KEY[1:]}٣", "entry 1 (a) has no SHA-256 after the '='; it is 64 hex digits", id="no ASCII"),
+        pytest.param(f"{KEY}=a", "entry 1 has no SHA-256 after the '='; it is 64 hex digits", id="the wrong way round"),
+        pytest.param(
+            f"a:root={KEY}", "entry 1 (a) has an unknown scope; there is only admin: principal:admin=HEX", id="a scope"
+        ),
+        pytest.param(
+            f"a:={KEY}",
+            "entry 1 (a) has an unknown scope; there is only admin: principal:admin=HEX",
+            id="an empty scope",
+        ),
+        pytest.param(
+            f"a:b:admin={KEY}", "entry 1 (a) has an unknown scope; there is only admin: principal:admin=HEX", id="two :"
+        ),
+        pytest.param(
+            f"a:Admin={KEY}", "entry 1 (a) has an unknown scope; there is only admin: principal:admin=HEX", id="Admin"
+        ),
+        pytest.param(
+            f"{KEY}:root={OTHER}", "entry 1 has an unknown scope; there is only admin: principal:admin=HEX", id="a key:"
+        ),
+        pytest.param(f"a={KEY},b={KEY}", "entry 2 (b) has the key of another entry; give each its own", id="twice"),
+        pytest.param(
+            f"a={KEY},,a:admin={KEY.upper()}",
+            "entry 3 (a) has the key of another entry; give each its own",
+            id="in capitals",
+        ),
+    ],
+)
+def test_a_wrong_entry_is_told_by_its_number_and_never_by_a_key(
+    value: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTH", "api-keys")
+    monkeypatch.setenv("API_KEYS", value)
     with pytest.raises(SettingsError) as error:
         read_settings()
-    assert str(error.value) == f"{variable} is not available in this release; leave it unset"
+    assert str(error.value) == f"API_KEYS: {line}"
+    assert error.value.__cause__ is None
+
+
+def test_keys_and_their_hashes_are_not_shown_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTH", "api-keys")
+    monkeypatch.setenv("API_KEYS", f"alice={HEX}, bob:admin={OTHER}")
+    settings = read_settings()
+    assert HEX not in (shown := f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}")
+    assert OTHER not in shown
 
 
 def test_a_secret_is_not_shown_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,12 @@ import sys
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from haltline.api_keys import parse_api_keys
 
 _OBJECT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _LOCAL_NAMES = {"localhost", "localhost.localdomain", "ip6-localhost"}
@@ -40,6 +43,27 @@ def _redis_url(value: SecretStr | None) -> SecretStr | None:
     if value and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("use redis://, rediss:// or unix://, for example redis://127.0.0.1:6379/0")
     return value
+
+
+def _api_keys(value: SecretStr | None) -> SecretStr | None:
+    if value:
+        parse_api_keys(value.get_secret_value())
+    return value
+
+
+def _jwks(value: str | None) -> str | None:
+    if value is None or "://" not in value:  # a file
+        return value
+    try:
+        url = urlsplit(value)
+        usable = url.scheme in ("http", "https") and url.hostname and url.port != 0 and value.isascii()
+    except ValueError:
+        usable = False
+    if not usable or not value.isprintable() or " " in value:
+        raise ValueError("use an https:// address or the path of a file")
+    if "@" in url.netloc:
+        raise ValueError("no user and password can stand in this address")
+    return urlunsplit(url)  # the scheme in small letters
 
 
 def _http_url(value: str) -> str:
@@ -113,10 +137,10 @@ class Settings(BaseSettings):
 
     auth: Literal["none", "api-keys", "jwt", "apigateway"] = "none"
     auth_allow_public: bool = False
-    api_keys: SecretStr | None = None
+    api_keys: Annotated[SecretStr | None, AfterValidator(_api_keys)] = None
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
-    jwt_jwks: str | None = None
+    jwt_jwks: Annotated[str | None, AfterValidator(_jwks)] = None
     max_live_runs: int = Field(0, ge=0, le=10_000)
     requests_per_minute: int = Field(0, ge=0, le=100_000)
     max_chats: int = Field(0, ge=0)
@@ -146,15 +170,22 @@ class Settings(BaseSettings):
             raise ValueError(
                 "AUTH=apigateway is for Lambda: its claims come from API Gateway, which is not in front here"
             )
-        for name, value, usable in (("AUTH", self.auth if self.auth != "apigateway" else "none", "none"),):
-            if value != usable:
-                raise ValueError(
-                    f"{name}={str(value).lower()} is not available in this release; use {name}={str(usable).lower()}"
-                )
-        for name in ("API_KEYS", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS"):
-            if getattr(self, name.lower()) is not None:  # a protection that is asked for must not be missing silently
-                raise ValueError(f"{name} is not available in this release; leave it unset")
+        self._check_auth()
         return self
+
+    def _check_auth(self) -> None:
+        needed = {"api-keys": ("API_KEYS",), "jwt": ("JWT_ISSUER", "JWT_AUDIENCE", "JWT_JWKS")}
+        for method, names in needed.items():
+            for name in names:
+                is_set = getattr(self, name.lower()) is not None
+                if self.auth == method and not is_set:
+                    raise ValueError(f"AUTH={method} needs {name}; set it")
+                if self.auth != method and is_set:  # it would not be used, and nobody would know
+                    raise ValueError(f"{name} is set but AUTH={self.auth} does not use it; set AUTH={method}")
+        if self.jwt_jwks and self.jwt_jwks.startswith("http://"):
+            host = urlsplit(self.jwt_jwks).hostname or ""
+            if not self._is_loopback(host):
+                raise ValueError("JWT_JWKS: whoever is on the way could replace the keys; use https://")
 
     def _check_redis_auth(self) -> None:
         if self.redis_cluster and self.redis_db:
@@ -237,9 +268,6 @@ def _line(error: Any) -> str:
         return message
     name = str(error["loc"][0]).upper()
     value = error.get("input")
-    shown = (
-        ""
-        if name in ("REDIS_URL", "REDIS_PASSWORD", "API_KEYS") or not isinstance(value, str | int | float)
-        else f"={str(value)[:60]!r}"
-    )
+    secret = name in ("REDIS_URL", "REDIS_PASSWORD", "API_KEYS", "JWT_JWKS")
+    shown = "" if secret or not isinstance(value, str | int | float) else f"={str(value)[:60]!r}"
     return f"{name}{shown}: {message[:1].lower()}{message[1:]}"

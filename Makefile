@@ -38,7 +38,7 @@ stops: $(VENV)/.dev ## stops in every phase, at random moments and in every orde
 
 faults: $(VENV)/.dev ## what breaks in production, each many times at random moments: floods alone (2 minutes), then all beside a soak
 	FAULTS_FULL=1 $(PY) -m pytest -n 0 --timeout 900 tests/faults/test_floods.py
-	FAULTS_FULL=1 $(PY) -m pytest -n 3 --no-loadscope-reorder --timeout 900 --ignore tests/faults/test_floods.py tests/faults
+	FAULTS_FULL=1 $(PY) -m pytest -n 3 --no-loadscope-reorder --timeout 900 --ignore tests/faults/test_floods.py tests/faults tests/contract/test_principals.py tests/contract/test_limits.py
 
 cluster: $(VENV)/.dev ## the signal bus on clusters of Redis and Valkey, with TLS and a user who may do what it needs and no more
 	$(PY) -m pytest -m cluster $(or $(ARGS),tests/integration)

@@ -25,18 +25,16 @@ from tests.contract.client import (
     sending,
     stop,
 )
-from tests.contract.guarded import MOST_CHATS, MOST_REQUESTS, MOST_RUNS, Guarded, at, start
-from tests.stack import running_stack
+from tests.contract.guarded import FULL, MOST_CHATS, MOST_REQUESTS, MOST_RUNS, Limited, at, running_limited
 
 HI = script(chunks=["Hello"])
 AT_ONCE, MORE_AT_ONCE = 200, 300
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    directory = Path(tmp_path_factory.mktemp("limited"))
-    with running_stack(directory, replicas=0) as stack:
-        yield start(stack, directory)
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Limited]:
+    with running_limited(Path(tmp_path_factory.mktemp("limited"))) as running:
+        yield running
 
 
 @pytest.fixture
@@ -54,14 +52,12 @@ def refused(answer: Any) -> bool:
 # ---- live runs
 
 
-async def test_of_200_at_once_as_many_runs_begin_as_may(guarded: Guarded, http: httpx.AsyncClient) -> None:
+async def test_of_200_at_once_as_many_runs_begin_as_may(limited: Limited, http: httpx.AsyncClient) -> None:
     """Through both replicas; and again once they have ended, with as many places as before."""
-    one, other = guarded.limited
-    for _ in range(2):
-        headers = guarded.guest()
-        answers = await asyncio.gather(
-            *(_begun(http, (one, other)[n % 2], headers) for n in range(AT_ONCE))
-        )
+    one, other = limited.replicas
+    for _ in range(20 if FULL else 2):
+        headers = limited.guest()
+        answers = await asyncio.gather(*(_begun(http, (one, other)[n % 2], headers) for n in range(AT_ONCE)))
         streams = [turn for turn, _ in answers if turn.status == 200]
         try:
             assert Counter(turn.status for turn, _ in answers) == {200: MOST_RUNS, 429: len(answers) - MOST_RUNS}
@@ -79,11 +75,11 @@ async def _begun(http: httpx.AsyncClient, replica: Any, headers: dict[str, str])
 
 
 async def test_a_place_is_free_when_a_run_is_told_to_halt_or_has_ended(
-    guarded: Guarded, http: httpx.AsyncClient
+    limited: Limited, http: httpx.AsyncClient
 ) -> None:
     """Whoever has seen the closing frame finds it free, through the other replica too."""
-    one, other = guarded.limited
-    headers = guarded.guest()
+    one, other = limited.replicas
+    headers = limited.guest()
     async with AsyncExitStack() as open_:
         chats = [new_chat() for _ in range(MOST_RUNS)]
         turns = [await open_.enter_async_context(live_run(http, one, chat, headers=headers)) for chat in chats]
@@ -97,10 +93,10 @@ async def test_a_place_is_free_when_a_run_is_told_to_halt_or_has_ended(
 
 
 async def test_a_message_that_was_refused_leaves_nothing_and_may_be_sent_again(
-    guarded: Guarded, http: httpx.AsyncClient
+    limited: Limited, http: httpx.AsyncClient
 ) -> None:
-    one, other = guarded.limited
-    headers = guarded.guest()
+    one, other = limited.replicas
+    headers = limited.guest()
     chat, run = new_chat(), new_run()
     async with AsyncExitStack() as open_:
         chats = [new_chat() for _ in range(MOST_RUNS)]
@@ -117,9 +113,9 @@ async def test_a_message_that_was_refused_leaves_nothing_and_may_be_sent_again(
         assert (await say(http, other, chat, HI, run_id=run, headers=headers)).closing == [DONE]
 
 
-async def test_another_principals_runs_take_no_place(guarded: Guarded, http: httpx.AsyncClient) -> None:
-    one, _ = guarded.limited
-    mine, other = guarded.guest(), guarded.guest()
+async def test_another_principals_runs_take_no_place(limited: Limited, http: httpx.AsyncClient) -> None:
+    one, _ = limited.replicas
+    mine, other = limited.guest(), limited.guest()
     async with AsyncExitStack() as open_:
         for _ in range(MOST_RUNS):
             await open_.enter_async_context(live_run(http, one, new_chat(), headers=mine))
@@ -130,12 +126,10 @@ async def test_another_principals_runs_take_no_place(guarded: Guarded, http: htt
 # ---- requests
 
 
-async def test_of_300_at_once_as_many_requests_are_answered_as_may(
-    guarded: Guarded, http: httpx.AsyncClient
-) -> None:
+async def test_of_300_at_once_as_many_requests_are_answered_as_may(limited: Limited, http: httpx.AsyncClient) -> None:
     """Of one principal through both replicas; another's are not counted with them, and stops are not counted."""
-    one, other = guarded.limited
-    headers, beside = guarded.guest(), guarded.guest()
+    one, other = limited.replicas
+    headers, beside = limited.guest(), limited.guest()
     answers = await asyncio.gather(
         *(http.get(at((one, other)[n % 2], f"chat/{new_chat()}"), headers=headers) for n in range(MORE_AT_ONCE))
     )
@@ -152,10 +146,10 @@ async def test_of_300_at_once_as_many_requests_are_answered_as_may(
 # ---- chats, and how long a message may be
 
 
-async def test_of_60_at_once_as_many_chats_begin_as_may(guarded: Guarded, http: httpx.AsyncClient) -> None:
+async def test_of_60_at_once_as_many_chats_begin_as_may(limited: Limited, http: httpx.AsyncClient) -> None:
     """Told apart from the limit of live runs by what the answer says; whoever deletes one has room for another."""
-    one, other = guarded.limited
-    headers = guarded.guest()
+    one, other = limited.replicas
+    headers = limited.guest()
     begun: list[str] = []
     gate = asyncio.Semaphore(MOST_RUNS)  # fewer than may run
 
@@ -180,9 +174,9 @@ async def test_of_60_at_once_as_many_chats_begin_as_may(guarded: Guarded, http: 
     assert refused(await say(http, one, new_chat(), HI, headers=headers))
 
 
-async def test_a_message_may_be_as_long_as_is_set(guarded: Guarded, http: httpx.AsyncClient) -> None:
-    one, _ = guarded.limited
-    headers = guarded.guest()
+async def test_a_message_may_be_as_long_as_is_set(limited: Limited, http: httpx.AsyncClient) -> None:
+    one, _ = limited.replicas
+    headers = limited.guest()
     chat = new_chat()
     assert (await say(http, one, chat, "é" * 1000, headers=headers)).closing == [DONE]
     turn = await say(http, one, chat, "é" * 1000 + "x", headers=headers)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 KEYS = [
     *("stop:*", "run:{stop:*", "replica:*"),
-    *("index:{chats}", "info:{chats}", "live:{chats}", "ready:{chats}", "gone:{chats}", "stopped:{chats}"),
+    *(f"{name}:{{chats}}*" for name in ("index", "info", "live", "ready", "gone")),  # each principal's behind it
+    *("stopped:{chats}", "requests:*", "live_runs:*"),
 ]
 CHANNELS = ["replica:*"]
 CONNECTION = ["ping", "info", "subscribe", "cluster|slots", "script|load", "evalsha"]
-OUTSIDE = ["get", "set", "mget", "del", "hset", "hkeys", "hmget", "zmscore"]
+OUTSIDE = ["get", "set", "mget", "del", "hset", "hkeys", "hlen", "hmget", "hgetall", "zmscore", "lindex", "llen"]
 IN_SCRIPTS = ["time", "get", "getdel", "set", "del", "publish", "exists", "expire"]
 IN_LIST = ["zadd", "zrem", "zrange", "zcard", "hset", "hget", "hdel", "sadd", "srem", "sismember"]
+IN_LIMITS = ["lpush", "ltrim", "pttl"]
 
-COMMANDS = list(dict.fromkeys(CONNECTION + OUTSIDE + IN_SCRIPTS + IN_LIST))
+COMMANDS = list(dict.fromkeys(CONNECTION + OUTSIDE + IN_SCRIPTS + IN_LIST + IN_LIMITS))
 
 ACCESS_STRING = " ".join(
     [

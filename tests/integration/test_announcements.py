@@ -88,6 +88,7 @@ async def test_an_event_tells_the_receipt(receipt: Receipt, detail_type: str, ev
     assert (event["source"], event["detail-type"]) == ("haltline", detail_type)
     assert event["detail"] == {
         "chat_id": "trip",
+        "principal": None,
         "run_id": "r",
         "outcome": receipt.outcome,
         "reason": receipt.reason,

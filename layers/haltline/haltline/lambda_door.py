@@ -45,6 +45,7 @@ class LambdaDoor:
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
+        about: Mapping[str, Any]
         if "aws.event" in scope:  # nobody else sets the headers then but the client
             context, about = scope["aws.event"].get("requestContext"), {}
             if (slash := _slash_after(scope["aws.event"])) is not None:

@@ -45,6 +45,17 @@ def _answers(code: int, **wanted: Any) -> Check:
     return check
 
 
+def _serves(kind: str, wanted: str) -> Check:
+    """A file of the page, as API Gateway can hand it on."""
+
+    def check(said: str) -> bool:
+        answer = json.loads(said)
+        served = answer["statusCode"] == 200 and answer["headers"]["content-type"].startswith(kind)
+        return bool(served and not answer["isBase64Encoded"] and wanted in answer["body"])
+
+    return check
+
+
 def _obeys(stops: int | None = None) -> Check:
     return lambda said: json.loads(said).keys() == {"stops"} and stops in (None, json.loads(said)["stops"])
 
@@ -60,6 +71,10 @@ EXPECTED: dict[str, Check] = {
     "control_messages": _answers(200, chat_id="trip-to-rome"),
     "control_stop": _answers(200, chat_id="trip-to-rome", status="idle"),
     "control_stop_bulk": _answers(200, total=2, successful=2, failed=0),
+    "control_stop_all": _answers(200),
+    "control_page": _serves("text/html", "<!doctype html>"),
+    "control_page_icon": _serves("image/svg+xml", "<svg"),
+    "control_sign_in": _answers(200, **{"with": "cognito", "client_id": "1example23456789"}),
     "control_delete": _answers(404, detail="There is no such chat."),  # chats lie in the other function's container
     "control_eventbridge_stop": _obeys(2),
     "control_eventbridge_stop_all": _obeys(0),

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 KEYS = [
     *("stop:*", "run:{stop:*", "replica:*"),
-    *("index:{chats}", "info:{chats}", "live:{chats}", "ready:{chats}", "gone:{chats}", "stopped:{chats}"),
+    *(f"{name}:{{chats}}*" for name in ("index", "info", "live", "gone")),  # each principal's behind it
+    *("whole:{chats}", "stopped:{chats}", "requests:*", "live_runs:*"),
 ]
 CHANNELS = ["replica:*"]
 CONNECTION = ["ping", "info", "subscribe", "cluster|slots", "script|load", "evalsha"]
 OUTSIDE = ["get", "set", "mget", "del", "hset", "hkeys", "hmget", "zmscore"]
 IN_SCRIPTS = ["time", "get", "getdel", "set", "del", "publish", "exists", "expire"]
-IN_LIST = ["zadd", "zrem", "zrange", "zcard", "hset", "hget", "hdel", "sadd", "srem", "sismember"]
+IN_LIST = ["zadd", "zrem", "zrange", "zcard", "zscore", "hset", "hget", "hdel", "hexists", "sadd", "srem", "sismember"]
+IN_LIMITS = ["lindex", "lpush", "ltrim", "pexpire", "hlen", "hgetall", "hset", "hdel", "expire"]
 
-COMMANDS = list(dict.fromkeys(CONNECTION + OUTSIDE + IN_SCRIPTS + IN_LIST))
+COMMANDS = list(dict.fromkeys(CONNECTION + OUTSIDE + IN_SCRIPTS + IN_LIST + IN_LIMITS))
 
 ACCESS_STRING = " ".join(
     [

@@ -22,6 +22,7 @@ from haltline.announcements import AT_ONCE, Announcements
 from haltline.chat_index import ChatIndex
 from haltline.events import Done, Failed, Stopped
 from haltline.limits import Limits
+from haltline.principals import scoped
 from haltline.prometheus import PrometheusMetrics
 from haltline.runner import Deps, Runner
 from haltline.runs import Arrival, Outcome, Receipt, StopReason, Usage
@@ -63,6 +64,14 @@ def event_bus(aws: Aws) -> EventBus:
 # ---- what is told
 
 
+async def test_an_event_has_the_clients_id_of_the_chat_and_whose_it_is(aws: Aws, event_bus: EventBus) -> None:
+    told = Announcements(event_bus.name, REGION, "one", PrometheusMetrics())
+    for chat_id in (scoped("Zoë/ops:1", "rome"), "oslo"):
+        await told.run_ended(chat_id, Receipt("r", Outcome.DONE), Usage(), 1)
+    details = [event["detail"] for event in event_bus.heard()]
+    assert [(d["principal"], d["chat_id"]) for d in details] == [("Zoë/ops:1", "rome"), (None, "oslo")]
+
+
 @pytest.mark.parametrize(
     ("receipt", "detail_type"),
     [
@@ -80,6 +89,7 @@ async def test_an_event_tells_the_receipt(receipt: Receipt, detail_type: str, ev
     assert (event["source"], event["detail-type"]) == ("haltline", detail_type)
     assert event["detail"] == {
         "chat_id": "trip",
+        "principal": None,
         "run_id": "r",
         "outcome": receipt.outcome,
         "reason": receipt.reason,

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+import redis
 
 from haltline.lambda_door import MAY_HAVE_FROZEN
 from haltline.redis_scripts import SLACK_MS
@@ -112,10 +114,50 @@ def test_each_line_of_the_log_carries_the_requests_id(control: ControlProcess) -
     assert (line["level"], line["service"], line["replica"]) == ("INFO", "haltline-test", "control")
 
 
-def test_what_a_client_says_of_lambda_is_not_heard(control: ControlProcess) -> None:
+MALLORY = json.dumps({"authorizer": {"claims": {"sub": "mallory", "cognito:groups": "admin"}}})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-amzn-lambda-context": ['{"deadline": "x"}'], "x-amzn-request-context": ["{"]},
+        {"X-Amzn-Request-Context": [MALLORY, MALLORY], "x-amzn-request-context": [MALLORY]},
+        {"x-amzn-lambda-context": ['{"deadline": 1}'], "x-amzn-request-context": ["null"]},
+    ],
+    ids=["no json", "an admin", "a direct invocation"],
+)
+def test_what_a_client_says_of_lambda_is_not_heard(control: ControlProcess, headers: dict[str, list[str]]) -> None:
     event = rest_event("GET", "/api/v1/chats")
-    event["multiValueHeaders"] |= {"x-amzn-lambda-context": ['{"deadline": "x"}'], "x-amzn-request-context": ["{"]}
+    event["multiValueHeaders"] |= headers
+    event["headers"] |= {name: values[-1] for name, values in headers.items()}
     assert control.invoke(event)["statusCode"] == 200
+    everything = rest_event("POST", "/api/v1/stop/all")
+    assert control.invoke(event | {k: everything[k] for k in ("path", "httpMethod")})["statusCode"] == 403
+    event["requestContext"]["authorizer"] = None
+    assert control.invoke(event)["statusCode"] == 401
+
+
+# ---- the page
+
+
+def test_every_file_that_the_page_loads_comes_as_it_is(control: ControlProcess) -> None:
+    """API Gateway hands on what it is given: base64 would reach the browser as such."""
+    page = Path(str(files("haltline"))) / "web"
+    served = [path for path in page.rglob("*") if path.suffix in (".html", ".js", ".css", ".svg")]
+    assert len(served) > 10
+    for name in ("", *(str(path.relative_to(page)) for path in served)):
+        answer = control.invoke(rest_event("GET", f"/static/{name}" if name else "/", sub=None))
+        assert (answer["statusCode"], answer["isBase64Encoded"]) == (200, False), name
+        assert answer["body"] == (page / (name or "index.html")).read_text(encoding="utf-8"), name
+        assert answer["headers"]["x-replica"] == "control"
+
+
+def test_the_page_is_found_without_its_last_slash(control: ControlProcess) -> None:
+    event = rest_event("GET", "/", sub=None)
+    event["requestContext"]["path"] = "/prod"
+    answer = control.invoke(event)
+    assert (answer["statusCode"], answer["headers"]["location"]) == (307, "./prod/")
+    assert answer["headers"]["x-replica"] == "control"
 
 
 # ---- stops that come as events
@@ -149,6 +191,21 @@ def test_an_event_stops_what_ran_when_it_was_sent_and_nothing_later(
         assert later.closing() == "stopped"
 
 
+def test_an_event_names_whose_chats_it_means(control: ControlProcess, stack: Stack) -> None:
+    """Keys tell: two may have a chat of the same id."""
+    chat_id = new_chat()
+    kept = {}
+    with redis.Redis.from_url(stack.redis_url) as bus:
+        for named in ({"principal": "ann@example.com"}, {"principal": None}, {}):
+            wanted = {"chat_ids": [chat_id], **named}
+            for event in (event_bridge(wanted, at=iso(time.time())), sns(json.dumps(wanted), at=iso(time.time()))):
+                bus.delete(f"stop:{chat_id}", f"stop:ann@example.com/{chat_id}")
+                assert control.invoke(event) == {"stops": 1}
+                kept[json.dumps(named)] = [key.decode() for key in bus.scan_iter(f"stop:*{chat_id}")]
+    mine = [f"stop:{chat_id}"]
+    assert list(kept.values()) == [[f"stop:ann@example.com/{chat_id}"], mine, mine]
+
+
 def test_all_means_all(control: ControlProcess, stack: Stack) -> None:
     with ExitStack() as runs:
         under_way = [runs.enter_context(live(stack, new_chat())) for _ in range(5)]
@@ -175,6 +232,9 @@ def test_an_alarm_that_is_over_stops_nothing(control: ControlProcess) -> None:
         pytest.param(event_bridge({}), "chat_ids", id="neither"),
         pytest.param(event_bridge({"all": True, "chat_ids": ["a"]}), "chat_ids", id="both"),
         pytest.param(event_bridge({"chat_ids": ["../x"]}), "pattern", id="no chat id"),
+        pytest.param(event_bridge({"chat_ids": ["ann/x"]}), "pattern", id="a chat id with an owner in it"),
+        pytest.param(event_bridge({"chat_ids": ["a"], "principal": ""}), "principal", id="no principal"),
+        pytest.param(event_bridge({"all": True, "principal": "ann"}), "chat_ids", id="all of one principal"),
         pytest.param(event_bridge({"all": True}, detail_type="RunStopped"), "StopRequested", id="another kind"),
         pytest.param(sns('{"chat_ids": [', at="2026-01-01T00:00:00Z"), "EOF", id="half JSON"),
         pytest.param(sns('["a"]', at="2026-01-01T00:00:00Z"), "StopRequested", id="a list"),

@@ -129,7 +129,7 @@ async def test_a_page_that_may_call_is_let_through_and_so_are_questions() -> Non
 # ---- who it is
 
 
-@pytest.mark.parametrize("path", [*OPEN, "/static/app.js"])
+@pytest.mark.parametrize("path", [*sorted(OPEN), "/static/app.js"])
 async def test_what_is_open_asks_nobody(path: str) -> None:
     door = Door(**KEYS)
     assert (await door(path)).json() == {"principal": None}

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from haltline import chat_routes
 from haltline.app import make_app
 from haltline.bootstrap import make_resources
+from haltline.lambda_door import ADMINS
 from haltline.settings import Settings, read_settings
 from tests.integration.access_string import ACCESS_STRING
 from tests.template import FUNCTIONS, RESOURCES, ROOT, TEMPLATE, api_events, named, of_type, variables_of
@@ -92,11 +93,12 @@ def test_variables_are_settings_that_the_code_takes(name: str, monkeypatch: pyte
 
 
 def test_every_route_is_answered_by_its_function(tmp_path: Path) -> None:
-    left_out = {"/metrics"}  # as is the page, which cannot sign in yet
+    left_out = {"/metrics"}  # CloudWatch has them
     resources = make_resources(read_settings(_env_file=None, session_dir=tmp_path), serves_chat=False)
     chat = FastAPI()
     chat.include_router(chat_routes.router)
-    answered = {("GET", "/docs"): "ControlFunction", ("GET", "/openapi.json"): "ControlFunction"}
+    beside_the_api = ("/docs", "/openapi.json", "/", "/static/{file+}", "/sign-in")
+    answered = {("GET", path): "ControlFunction" for path in beside_the_api}
     for app, function in ((make_app(resources), "ControlFunction"), (chat, "ChatFunction")):
         for path, methods in app.openapi()["paths"].items():
             answered |= {(method.upper(), path): function for method in methods if path not in left_out}
@@ -105,6 +107,19 @@ def test_every_route_is_answered_by_its_function(tmp_path: Path) -> None:
 
 def test_the_cache_lets_do_what_the_tests_on_a_cluster_do() -> None:
     assert RESOURCES["CacheUser"]["Properties"]["AccessString"] == ACCESS_STRING
+
+
+def test_the_page_is_told_where_to_sign_in() -> None:
+    """By variables of the stage, as `GET /sign-in` reads them."""
+    told = RESOURCES["Api"]["Properties"]["Variables"]
+    assert told["SignInClient"] == {"Ref": "UserPoolClient"}
+    domain = "https://${SignInDomain}.auth.${AWS::Region}.amazoncognito.com"
+    assert told["SignInDomain"] == TEMPLATE["Outputs"]["SignInUrl"]["Value"] == {"Fn::Sub": domain}
+
+
+def test_who_may_stop_all_is_in_the_group_that_the_door_knows() -> None:
+    (group,) = of_type(RESOURCES, "AWS::Cognito::UserPoolGroup").values()
+    assert group["GroupName"] == ADMINS
 
 
 def test_metrics_are_those_that_the_code_writes() -> None:
@@ -179,7 +194,16 @@ def test_parameters_take_what_works_and_nothing_else(name: str, value: str, good
 def test_outputs_are_told() -> None:
     outputs = TEMPLATE["Outputs"]
     assert all(o["Description"] and o["Value"] for o in outputs.values())
-    assert outputs.keys() >= {"ApiUrl", "ChatUrl", "UserPoolId", "UserPoolClientId", "StopTopicArn", "BucketName"}
+    assert outputs.keys() >= {
+        "ApiUrl",
+        "PageUrl",
+        "SignInUrl",
+        "ChatUrl",
+        "UserPoolId",
+        "UserPoolClientId",
+        "StopTopicArn",
+        "BucketName",
+    }
 
 
 def test_samconfig_gives_parameters_that_exist() -> None:

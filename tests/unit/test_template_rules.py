@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import pytest
@@ -175,7 +176,8 @@ def rule_every_call_is_behind_the_authorizer(r: Template) -> None:
     assert auth["DefaultAuthorizer"] in auth["Authorizers"]
     assert auth["Authorizers"]["Cognito"]["UserPoolArn"] == {"Fn::GetAtt": "UserPool.Arn"}
     unguarded = [p["Path"] for _, p in api_events(r) if p.get("Auth", {}).get("Authorizer") == "NONE"]
-    assert unguarded == ["/live"]
+    assert sorted(unguarded) == ["/", "/live", "/sign-in", "/static/{file+}"]
+    assert {p["Method"] for _, p in api_events(r) if p["Path"] in unguarded} == {"GET"}
     assert not [p for _, p in api_events(r) if set(p.get("Auth", {})) - {"Authorizer"}]
     for function in (r["ChatFunction"], r["ControlFunction"]):
         assert variables_of(function)["AUTH"] == "apigateway"
@@ -188,6 +190,45 @@ def rule_nobody_signs_up_alone(r: Template) -> None:
     assert "ALLOW_USER_PASSWORD_AUTH" not in client["ExplicitAuthFlows"]
     assert client["PreventUserExistenceErrors"] == "ENABLED"
     assert client["GenerateSecret"] is False
+
+
+def rule_users_sign_in_by_a_code_that_goes_to_the_page_alone(r: Template) -> None:
+    client = r["UserPoolClient"]["Properties"]
+    assert (client["AllowedOAuthFlows"], client["AllowedOAuthScopes"]) == (["code"], ["openid"])
+    assert client["AllowedOAuthFlowsUserPoolClient"] is True
+    assert client["SupportedIdentityProviders"] == ["COGNITO"]
+    page = {"Fn::Sub": "https://${Api}.execute-api.${AWS::Region}.${AWS::URLSuffix}/${Stage}/"}
+    assert client["CallbackURLs"] == client["LogoutURLs"] == [page] == [TEMPLATE["Outputs"]["PageUrl"]["Value"]]
+    domain = r["SignInDomain"]["Properties"]
+    assert domain["UserPoolId"] == {"Ref": "UserPool"}
+    assert named(domain["Domain"]) == {"Id", "AWS::StackId"}, "a name with `aws` in it would be refused"
+
+
+def rule_no_user_takes_all(r: Template) -> None:
+    for name in FUNCTIONS:
+        variables = variables_of(r[name])
+        assert variables["MAX_LIVE_RUNS"] == {"Ref": "MaxLiveRuns"}
+        assert variables["REQUESTS_PER_MINUTE"] == {"Ref": "RequestsPerMinute"}
+    assert variables_of(r["ChatFunction"])["MAX_CHATS"] == {"Ref": "MaxChats"}
+    assert 0 < TEMPLATE["Parameters"]["MaxLiveRuns"]["Default"] < TEMPLATE["Parameters"]["ChatConcurrency"]["Default"]
+
+
+def rule_nothing_waits_for_itself(r: Template) -> None:
+    """As CloudFormation sees it once SAM has made an API and its stage of one resource. The linters do not look."""
+    of_the_stage = ("StageName", "Variables", "AccessLogSetting", "MethodSettings")
+    waits = {name: named(resource) for name, resource in r.items()}
+    api = r["Api"]["Properties"]
+    waits["Api"] = named({k: v for k, v in api.items() if k not in of_the_stage}) | {r["Api"]["DependsOn"]}
+    waits["its stage"] = {"Api"} | named([api.get(k) for k in of_the_stage])
+    for name in FUNCTIONS:
+        own = r[name]["Properties"]
+        waits[name] = named([TEMPLATE["Globals"]["Function"], {k: v for k, v in own.items() if k != "Events"}])
+        waits[name] -= named(own["DeploymentPreference"])  # of the deployment, which comes after all
+        waits["Api"] |= {name for event in own["Events"].values() if event["Type"] == "Api"}
+    try:
+        TopologicalSorter(waits).prepare()
+    except CycleError as error:
+        raise AssertionError(error.args[1]) from None
 
 
 def rule_cors(r: Template) -> None:
@@ -400,6 +441,28 @@ FAULTS: list[tuple[Callable[[Template], None], Callable[[Template], None]]] = [
     ),
     (rule_nobody_signs_up_alone, put("UserPool/AdminCreateUserConfig", None)),
     (rule_nobody_signs_up_alone, put("UserPoolClient/ExplicitAuthFlows/0", "ALLOW_USER_PASSWORD_AUTH")),
+    (
+        rule_every_call_is_behind_the_authorizer,
+        put("ControlFunction/Events/PageFiles/Properties/Method", "ANY"),
+    ),
+    (
+        rule_users_sign_in_by_a_code_that_goes_to_the_page_alone,
+        put("UserPoolClient/AllowedOAuthFlows", ["code", "implicit"]),
+    ),
+    (
+        rule_users_sign_in_by_a_code_that_goes_to_the_page_alone,
+        put("UserPoolClient/CallbackURLs", ["http://localhost:8000/"]),
+    ),
+    (
+        rule_users_sign_in_by_a_code_that_goes_to_the_page_alone,
+        put("SignInDomain/Domain", {"Fn::Sub": "${AWS::StackName}"}),
+    ),
+    (
+        rule_nothing_waits_for_itself,
+        put("ChatFunction/Environment/Variables/SIGN_IN_CLIENT", {"Ref": "UserPoolClient"}),
+    ),
+    (rule_nothing_waits_for_itself, put("Api/Auth/Authorizers/Client", {"Ref": "UserPoolClient"})),
+    (rule_no_user_takes_all, put("ChatFunction/Environment/Variables/MAX_CHATS", None)),
     (rule_cors, put("Api/Auth/AddDefaultAuthorizerToCorsPreflight", True)),
     (rule_cors, put("Api/Cors/AllowOrigin", "'*'")),
     (rule_cors, put("Api/GatewayResponses/DEFAULT_4XX", {"ResponseParameters": {"Headers": {}}})),

@@ -14,6 +14,7 @@ from loguru import logger
 
 from haltline.aws import Client
 from haltline.metrics import Metrics
+from haltline.principals import split
 from haltline.runs import Outcome, Receipt, Usage
 
 LIMIT = 2.0  # seconds that an event may take in all
@@ -30,9 +31,14 @@ class Announcements:
         self._threads = CapacityLimiter(AT_ONCE)
 
     async def run_ended(self, chat_id: str, receipt: Receipt, usage: Usage, duration_ms: int) -> None:
-        """Send one event; return within LIMIT. One that may be lost is counted and logged, and nothing is raised."""
+        """Send one event; return within LIMIT. One that may be lost is counted and logged, and nothing is raised.
+
+        `chat_id`: the scoped one. The event has the client's, and whose it is.
+        """
+        principal, clients_id = split(chat_id)
         detail = {
-            "chat_id": chat_id,
+            "chat_id": clients_id,
+            "principal": principal or None,
             "run_id": receipt.run_id,
             "outcome": receipt.outcome.value,
             "reason": receipt.reason.value if receipt.reason else None,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Generator
+from dataclasses import replace
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Response
+from fastapi.exceptions import RequestValidationError
 
 from haltline import sse
 from haltline.events import Event
@@ -25,6 +27,7 @@ from haltline.inputs import (
     verify_redis,
 )
 from haltline.openapi import errors, event_stream
+from haltline.principals import Principal
 from haltline.runner import Runner
 from haltline.runs import StopReason
 
@@ -75,7 +78,15 @@ async def invoked(
     runner: Annotated[Runner, Depends(runner_of)],
     resources: ResourcesOf,
 ) -> Response:
-    """The same for whoever invokes the Lambda function directly: the adapter posts that event here."""
+    """The same for whoever invokes the Lambda function directly: the adapter posts that event here.
+
+    They may speak for anybody, since IAM has let them. A Function URL leads here as well; who comes by it has a name.
+    """
+    if body.principal is not None:
+        if resources.settings.auth != "apigateway" or caller.principal.name:
+            wrong = {"loc": ("body", "principal"), "msg": "you speak for yourself here", "type": "principal"}
+            raise RequestValidationError([wrong])
+        caller = replace(caller, principal=Principal(body.principal))
     chat = caller.principal.scoped(body.chat_id)
     return await send(chat, body, arrival, caller, runner, resources, body.if_running)
 

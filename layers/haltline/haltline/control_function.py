@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 from mangum import Mangum
+from mangum.adapter import DEFAULT_TEXT_MIME_TYPES
 from snapshot_restore_py import register_after_restore, register_before_snapshot
 
 from haltline import cache_auth
@@ -35,7 +36,8 @@ class ControlFunction:
         asyncio.set_event_loop(self._loop)  # Mangum runs the app on the current one
         self._resources = make_resources(settings, serves_chat=False)
         self._app = make_app(self._resources)
-        self._http = Mangum(self._app, lifespan="off")
+        # API Gateway would hand on base64 as it is.
+        self._http = Mangum(self._app, lifespan="off", text_mime_types=[*DEFAULT_TEXT_MIME_TYPES, "image/svg+xml"])
         self._entered = False
         self._handle = powertools_logger(settings).inject_lambda_context(self._answer)
         register_before_snapshot(self.prepare)

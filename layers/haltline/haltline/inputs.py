@@ -49,6 +49,12 @@ def _blank(message: str) -> str:
     return message
 
 
+def _principal_name(name: str) -> str:
+    if not is_name(name):
+        raise ValueError("no principal can be called so: 1 to 256 bytes of UTF-8")
+    return name
+
+
 ChatId = Annotated[
     str, Field(pattern=_CHAT_ID, min_length=1, max_length=128, examples=["trip-to-rome"]), AfterValidator(_not_reserved)
 ]
@@ -57,6 +63,7 @@ RunId = Annotated[
     Field(pattern=r"^[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}$", examples=["01JD8X5W3ZJ7V5Q9T4N2M6K8R0"]),
     AfterValidator(_ulid),
 ]
+PrincipalName = Annotated[str, AfterValidator(_principal_name)]
 ChatPath = Annotated[ChatId, Path(description="The chat, named by its client.")]
 RunQuery = Annotated[RunId | None, Query(alias="run_id", description="Name one run, registered already or not.")]
 Wait = Annotated[
@@ -80,9 +87,10 @@ class ChatRequest(BaseModel):
 
 
 class InvokedChat(ChatRequest):
-    """A user message as the event of a Lambda function."""
+    """A user message as the event of a Lambda function. `principal`: for whom whoever invokes it speaks."""
 
     chat_id: ChatId
+    principal: PrincipalName | None = None
     if_running: Literal["stop"] | None = None
 
 
@@ -207,7 +215,7 @@ async def own_chat(chat_id: ChatPath, caller: CallerOf) -> str:
 
 OwnChat = Annotated[str, Depends(own_chat)]
 OfPrincipal = Annotated[
-    str | None, Query(alias="principal", description="Whose chat is meant, where it is not the caller's. For an admin.")
+    PrincipalName | None, Query(alias="principal", description="Whose chat is meant, where it is not the caller's. For an admin.")
 ]
 
 
@@ -217,7 +225,7 @@ async def whose_chats(caller: CallerOf, resources: ResourcesOf, principal: OfPri
         return caller.principal
     if not caller.principal.admin:
         raise HTTPException(403, "Only an admin may stop what is another's.")
-    if not is_name(principal) or resources.settings.auth == "none":
+    if resources.settings.auth == "none":
         wrong = {"loc": ("query", "principal"), "msg": "there is no such principal", "type": "value_error"}
         raise RequestValidationError([wrong])
     return Principal(principal)

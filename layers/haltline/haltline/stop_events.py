@@ -1,6 +1,7 @@
 """Stops that come as events, so that a budget alarm or a runbook can pull the plug.
 
-- EventBridge, detail-type `StopRequested`: `{"chat_ids": [...]}` or `{"all": true}` as the detail.
+- EventBridge, detail-type `StopRequested`: `{"chat_ids": [...], "principal": "..."}` or `{"all": true}` as the
+  detail. The principal is whose chats these are; without one they are those of direct invocations that named none.
 - SNS: the same JSON as the message; or a CloudWatch alarm, which stops all when it goes off; or plain text, as AWS
   Budgets sends it, which stops all.
 
@@ -20,8 +21,9 @@ from loguru import logger
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from haltline.inputs import ChatId
+from haltline.inputs import ChatId, PrincipalName
 from haltline.openapi import Verdict
+from haltline.principals import scoped
 from haltline.resources import Resources
 from haltline.runs import Arrival
 from haltline.signals import BusUnavailable
@@ -29,15 +31,18 @@ from haltline.stopping import stop_all, stop_many
 
 
 class StopRequested(BaseModel):
-    """Which chats to stop: these, or all with a live run."""
+    """Which chats to stop: these of one principal, or all with a live run."""
 
     chat_ids: list[ChatId] = Field(default_factory=list, max_length=1000)
+    principal: PrincipalName | None = None
     all: bool = False
 
     @model_validator(mode="after")
     def _one_of_both(self) -> StopRequested:
         if self.all == bool(self.chat_ids):
             raise ValueError('give either {"chat_ids": [...]} or {"all": true}')
+        if self.all and self.principal is not None:  # taken for all of one principal's it would stop everybody's
+            raise ValueError('"principal" goes with "chat_ids"')
         return self
 
 
@@ -62,7 +67,8 @@ async def obey(resources: Resources, event: dict[str, Any]) -> dict[str, int]:
                 if wanted.all:
                     verdicts: Sequence[Verdict] = await stop_all(resources, arrival)
                 else:
-                    verdicts = await stop_many(resources, wanted.chat_ids, arrival)
+                    chats = [scoped(wanted.principal or "", chat_id) for chat_id in wanted.chat_ids]
+                    verdicts = await stop_many(resources, chats, arrival)
             except BusUnavailable:
                 resources.metrics.stop_answered("failed")
                 raise

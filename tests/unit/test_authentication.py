@@ -16,6 +16,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from starlette.types import Scope
 
 from haltline import authentication
@@ -204,6 +205,9 @@ def soon(seconds: float) -> int:
         pytest.param(lambda: token(RSA, exp=soon(60) + 0.5), Principal("alice"), id="a broken second"),
         pytest.param(lambda: token(RSA, iat=None), Principal("alice"), id="no time of issue"),
         pytest.param(lambda: token(RSA, headers={"typ": "at+jwt"}), Principal("alice"), id="typed as RFC 9068 says"),
+        pytest.param(
+            lambda: by_hand(jwk=rsa_key("attacker").jwk()), Principal("alice"), id="a jwk that is not believed"
+        ),
         pytest.param(lambda: token(RSA, scope="read admin"), Principal("alice", admin=True), id="an admin"),
         pytest.param(lambda: token(RSA, scope=["admin"]), Principal("alice", admin=True), id="an admin by a list"),
         pytest.param(lambda: token(RSA, scope="administrator"), Principal("alice"), id="no admin"),
@@ -233,6 +237,12 @@ def hmac_with(secret: bytes, algorithm: str = "HS256", kid: str = RSA.kid) -> st
     """Signed with what everyone knows: PyJWT itself would not do it."""
     signed = f"{part({'alg': algorithm, 'typ': 'JWT', 'kid': kid})}.{part(claims(scope='admin'))}"
     return f"{signed}.{part(hmac.digest(secret, signed.encode(), 'sha256'))}"
+
+
+def by_hand(**header: Any) -> str:
+    """Good but for what the header says more, which PyJWT would not write."""
+    signed = f"{part({'alg': 'RS256', 'kid': RSA.kid, **header})}.{part(claims())}"
+    return f"{signed}.{part(RSA.private.sign(signed.encode(), PKCS1v15(), hashes.SHA256()))}"
 
 
 def tampered(segment: int, change: Callable[[str], str]) -> str:
@@ -327,7 +337,7 @@ BAD_TOKENS: dict[str, tuple[Callable[[], str], str]] = {
     "a number for a kid": (lambda: f"{part({'alg': 'RS256', 'kid': 1})}.{part(claims())}.{part(b'x')}", "unreadable"),
     "null for a kid": (lambda: f"{part({'alg': 'RS256', 'kid': None})}.{part(claims())}.{part(b'x')}", "unreadable"),
     "an unknown crit": (lambda: token(RSA, headers={"crit": ["exp"], "exp": soon(60)}), "unreadable"),
-    "a crit that PyJWT knows": (lambda: token(RSA, headers={"crit": ["b64"], "b64": True}), "a crit|unreadable"),
+    "a crit that PyJWT knows": (lambda: by_hand(crit=["b64"], b64=True), "a crit"),
     "an empty crit": (lambda: token(RSA, headers={"crit": []}), "unreadable"),
     "a payload beside the token": (lambda: unsigned("RS256", part(b"x"), b64=False), "unreadable"),
     "a huge token": (lambda: token(RSA, filling="x" * 16 * 1024), "too long"),
@@ -348,7 +358,7 @@ async def test_a_bad_token_is_refused_in_the_same_words(tokens: Authenticator, c
     """Each for a reason of its own, which the log tells; the token and its claims stay out of it."""
     made, reason = BAD_TOKENS[case]
     assert await refusal(tokens, asking(f"Bearer {made()}")) == NO_TOKEN
-    assert log in [[f"INFO reason=<{r}> | a credential was refused"] for r in reason.split("|")]
+    assert log == [f"INFO reason=<{reason}> | a credential was refused"]
 
 
 @pytest.mark.parametrize(

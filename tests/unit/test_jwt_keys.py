@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from jwt import PyJWK
 from jwt.algorithms import RSAAlgorithm
 
 from haltline import jwt_keys
@@ -98,7 +100,7 @@ def test_a_key_that_can_be_used_is_kept_without_its_private_half(jwk: dict[str, 
         b'{"keys": []}',
         b'{"keys": 5}',
         b"[" * 99999,
-        b" " * 300_000,
+        jwks(RSA) + b" " * 300_000,
         b"\xff",
     ],
 )
@@ -156,8 +158,7 @@ async def test_a_file_that_is_broken_or_gone_leaves_the_keys_and_is_told_once(tm
     assert await keys.find("next", "RS256")
 
 
-async def test_a_file_that_is_put_back_as_it_was_is_read_again(tmp_path: Path) -> None:
-    """Of the same time, size and number as before it was broken."""
+async def test_a_file_that_is_older_than_the_one_before_is_read_again(tmp_path: Path) -> None:
     clock = Clock()
     path, aside = write_jwks(tmp_path / "jwks.json", RSA), tmp_path / "aside"
     keys = KeysInFile(path, clock)
@@ -187,6 +188,17 @@ def clock() -> Clock:
 @pytest.fixture
 def fetched(issuer: Issuer, clock: Clock) -> KeysAtUrl:
     return KeysAtUrl(issuer.url, clock)
+
+
+def at_once(finding: Coroutine[Any, Any, PyJWK | None]) -> PyJWK | None:
+    """What is found without a wait."""
+    try:
+        finding.send(None)
+    except StopIteration as found:
+        key: PyJWK | None = found.value
+        return key
+    finding.close()
+    raise AssertionError("it waits")
 
 
 async def until(event: Any) -> None:
@@ -240,6 +252,24 @@ async def test_a_known_kid_with_another_algorithm_causes_no_fetch(issuer: Issuer
     assert issuer.requests == 1
 
 
+async def test_unknown_keys_cause_no_second_fetch_beside_one_that_is_slow(
+    issuer: Issuer, clock: Clock, fetched: KeysAtUrl
+) -> None:
+    await fetched.find(RSA.kid, "RS256")
+    issuer.answers.clear()
+    issuer.asked.clear()
+    first = asyncio.create_task(fetched.find("unknown", "RS256"))
+    await until(issuer.asked)
+    clock.at += 60
+    second = asyncio.create_task(fetched.find("next", "RS256"))
+    await asyncio.sleep(0)  # it has begun to wait
+    issuer.publish(rsa_key("next"))
+    issuer.answers.set()
+    assert await first is None
+    assert await second
+    assert issuer.requests == 2
+
+
 async def test_who_has_a_known_key_waits_for_no_fetch(issuer: Issuer, clock: Clock, fetched: KeysAtUrl) -> None:
     """Neither for one that somebody else has caused, nor for the one that it causes itself."""
     await fetched.find(RSA.kid, "RS256")
@@ -247,7 +277,7 @@ async def test_who_has_a_known_key_waits_for_no_fetch(issuer: Issuer, clock: Clo
     issuer.asked.clear()
     stranger = asyncio.create_task(fetched.find("unknown", "RS256"))
     await until(issuer.asked)
-    assert await fetched.find(RSA.kid, "RS256")
+    assert at_once(fetched.find(RSA.kid, "RS256"))
     assert not stranger.done()
     issuer.answers.set()
     assert await stranger is None
@@ -255,9 +285,9 @@ async def test_who_has_a_known_key_waits_for_no_fetch(issuer: Issuer, clock: Clo
     issuer.answers.clear()
     issuer.asked.clear()
     clock.at += jwt_keys.REFRESH + 1
-    assert await fetched.find(RSA.kid, "RS256")
+    assert at_once(fetched.find(RSA.kid, "RS256"))
     await until(issuer.asked)
-    assert await fetched.find(RSA.kid, "RS256")
+    assert at_once(fetched.find(RSA.kid, "RS256"))
     issuer.publish(rsa_key("next"))
     issuer.answers.set()
     await end_of_fetch(fetched)
@@ -323,9 +353,9 @@ async def test_an_issuer_that_is_down_is_not_asked_with_every_request(
         pytest.param({"status": 204}, "it cannot be read as a JWKS", id="nothing"),
         pytest.param({"body": b"<html>"}, "it cannot be read as a JWKS", id="a page"),
         pytest.param({"body": b'{"keys": []}'}, "it holds no key", id="no keys"),
-        pytest.param({"body": b" " * 300_000}, "larger than 256 KiB", id="too much"),
+        pytest.param({"body": b" " * 300_000}, "the answer is larger than 256 KiB", id="too much"),
         pytest.param(
-            {"body": b" " * 300_000, "headers": {"Content-Length": "9999999999"}}, "larger", id="much too much"
+            {"body": b" " * 300_000, "headers": {"Content-Length": "9999999999"}}, "the answer is larger", id="much"
         ),
         pytest.param({"headers": {"Content-Length": "5"}}, "it cannot be read as a JWKS", id="half of it"),
     ],
@@ -352,11 +382,21 @@ async def test_no_redirect_is_followed(issuer: Issuer, fetched: KeysAtUrl, statu
         assert (issuer.requests, elsewhere.requests) == (1, 0)
 
 
-async def test_an_answer_that_does_not_end_is_given_up(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_does_not_begin_is_given_up(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jwt_keys, "TIMEOUT", 0.05)
     issuer.answers.clear()
-    with pytest.raises(ConnectionError):
-        await KeysAtUrl(issuer.url).find(RSA.kid, "RS256")
+    async with asyncio.timeout(5):
+        with pytest.raises(OSError, match="timed out"):
+            await asyncio.to_thread(jwt_keys.read_url, issuer.url)
+
+
+def test_an_answer_that_comes_in_drops_is_given_up(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes two seconds on with every look."""
+    clock = Mock(monotonic=Mock(side_effect=range(0, 100, 2)))
+    monkeypatch.setattr(jwt_keys, "time", clock)
+    issuer.body = b" " * 200_000
+    with pytest.raises(TimeoutError, match="the answer takes too long"):
+        jwt_keys.read_url(issuer.url)
 
 
 async def test_nobody_waits_longer_than_a_request_may(

@@ -125,7 +125,7 @@ class KeysInFile:
             self._keys, self._seen, self._trouble = parse_jwks(self._read()), seen, ""
             logger.info("file=<{}> | the keys were read again", self._path)
         except (OSError, ValueError) as error:
-            self._seen, trouble = (), describe(error)
+            trouble = describe(error)
             if trouble != self._trouble:
                 logger.warning("file=<{}> error=<{}> | no keys can be read, the old ones go on", self._path, trouble)
             self._trouble = trouble

@@ -241,7 +241,7 @@ async def test_a_failed_request_names_the_replica_and_hides_the_error(capsys: py
         "replica1",
         {"detail": "Internal server error. The log of this replica has the details."},
     )
-    assert "RuntimeError: no" in "\n".join(log_of(capsys))
+    assert "RuntimeError" in log_of(capsys), "its type, where it was raised, and not what it says"
 
 
 async def test_a_failed_request_does_not_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:

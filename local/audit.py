@@ -2,9 +2,9 @@
 
 pip-audit asks OSV, or PyPI where OSV does not answer; OSV is asked about the web page's libraries as well. A network
 may reach neither, and a mirror of PyPI may answer 404 to everything, on which pip-audit says that it knows no
-vulnerability. So a release with published vulnerabilities is asked about first: where that one is not found, nothing was
-audited, and one line says so. That alone passes. A finding, a package that the service does not know, and an error of
-pip-audit itself fail.
+vulnerability. So a release with published vulnerabilities is asked about first: where that one is not found, nothing
+was audited, and one line says so. That alone passes. A finding, a package that the service does not know, and an error
+of pip-audit itself fail.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ What an exception says may quote either, so of one that is logged only the place
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -35,6 +36,7 @@ class _ToLoguru(logging.Handler):
 # Libraries through which messages, answers and exceptions that quote them pass. Strands warns of a tool's input that it
 # cannot read by showing it; asyncio shows the exception of a task on its second line.
 _SEE_CONVERSATIONS = {"strands", "openai", "httpx", "httpx2", "httpcore", "httpcore2", "asyncio", "opentelemetry"}
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 _CHATTY = (
     *("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "httpx2", "httpcore2"),
     *("openai", "botocore", "strands", "asyncio", "mangum"),
@@ -122,7 +124,7 @@ def _code_of(error: BaseException) -> str:
 
 
 def _line(record: Record) -> str:
-    # One line, whatever a value holds: a line end in it could forge the next entry.
-    record["extra"]["line"] = record["message"].replace("\r", "\\r").replace("\n", "\\n")
+    # One line, whatever a value holds: a line end in it could forge the next entry, an escape sequence hide one.
+    record["extra"]["line"] = _CONTROL.sub(lambda c: c[0].encode("unicode_escape").decode(), record["message"])
     exception = "\n{exception}" if record["exception"] else ""
     return "{time:YYYY-MM-DDTHH:mm:ss.SSS!UTC}Z {level: <7} {extra[replica]} | {extra[line]}" + exception + "\n"

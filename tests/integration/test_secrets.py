@@ -1,8 +1,9 @@
 """Nothing that is private is in any log, at the most talkative level, whatever goes wrong.
 
-Real replicas serve, one with the scripted model and one with Bedrock, as a developer and as production would run them.
+Real replicas serve, one as a developer runs it (the scripted model, AUTH=none) and one as production does (Bedrock,
+AUTH=api-keys).
 Everything private that reaches them holds a word that stands nowhere else. All that the processes write is searched for
-these words once the replicas have ended.
+these words once they have ended.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from tests.contract.client import script
 from tests.fake_bedrock import running_fake_bedrock, settings_for
 from tests.stack import Replica, running_stack
 
-AUTH = "none"  # or api-keys
 TALKATIVE = {"LOG_LEVEL": "TRACE", "AGENT": "tests.integration.quoting_agents:make"}
 
 
@@ -156,9 +156,10 @@ def refusing_s3(words: Words) -> HTTPServer:
 @pytest.mark.timeout(180)
 def test_nothing_private_is_in_any_log(tmp_path: Path) -> None:
     words = Words()
-    signed_in = {"API_KEYS": f"someone={hashlib.sha256(words['the API key'].encode()).hexdigest()}"}
+    words["the hash of the API key"] = hashlib.sha256(words["the API key"].encode()).hexdigest()
+    keys = {"AUTH": "api-keys", "API_KEYS": f"someone={words['the hash of the API key']}"}
     logs = tmp_path / "logs"
-    env = {**TALKATIVE, "AUTH": AUTH, "LOG_DIR": str(logs), **(signed_in if AUTH == "api-keys" else {})}
+    env = {**TALKATIVE, "LOG_DIR": str(logs)}
     with running_fake_bedrock(tmp_path / "bedrock") as bedrock, running_stack(tmp_path, replicas=0) as stack:
         bus = redis.Redis.from_url(stack.redis_url)
         bus.acl_setuser("haltline", enabled=True, passwords=[f"+{words['the password of Redis']}"], reset=True)
@@ -170,7 +171,7 @@ def test_nothing_private_is_in_any_log(tmp_path: Path) -> None:
             "AWS_SESSION_TOKEN": words["an AWS token"],
         }
         scripted = stack.add_replica(REDIS_URL=url, ENVIRONMENT="development", **env)
-        on_bedrock = stack.add_replica(REDIS_URL=url, ENVIRONMENT="production", **{**env, **aws})
+        on_bedrock = stack.add_replica(REDIS_URL=url, ENVIRONMENT="production", **{**env, **aws, **keys})
         s3 = refusing_s3(words)
         threading.Thread(target=s3.serve_forever, daemon=True).start()
         at_s3 = {"SESSION_STORE": "s3", "SESSION_BUCKET": "chats", "ENVIRONMENT": "production"}

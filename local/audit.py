@@ -115,7 +115,7 @@ def _pip_audit(locks: list[Path], options: list[str]) -> list[dict[str, Any]]:
             return packages
     last = done.stderr.strip().rpartition("\n")[2]
     if _NETWORK.search(done.stderr):
-        raise Unreachable(last.rpartition(": ")[2].partition(" (")[0].strip("\"')"))
+        raise Unreachable(last.rpartition(": ")[2].partition(" (")[0].strip('")'))
     raise AuditFailed(f"pip-audit failed:\n{done.stderr}")
 
 

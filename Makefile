@@ -18,10 +18,12 @@ ADAPTER := build/lambda-adapter/$(ADAPTER_VERSION)
 # Tools for AWS, in an environment of their own: their boto3 is older than ours.
 SAM_VENV := .venv-sam
 SAM := SAM_CLI_TELEMETRY=0 $(SAM_VENV)/bin/sam
+# Likewise: what audits the locks is no part of them.
+AUDIT_VENV := .venv-audit
 STAGE ?= dev
 HERE = $(shell uname -m | sed s/aarch64/arm64/)# the name that Lambda has for this machine's architecture
 
-.PHONY: help run test stops faults cluster bench bench-quick check format lock clean-venv lambda-adapter lambda layers sam-build sam-test sam-invoke deploy
+.PHONY: help run test stops faults cluster bench bench-quick check audit format lock clean-venv lambda-adapter lambda layers sam-build sam-test sam-invoke deploy
 .PHONY: start up stop down restart build clean logs logs-backend logs-nginx logs-redis status ps health shell redis redis-monitor stats e2e
 
 help: ## this list
@@ -49,7 +51,7 @@ bench: $(VENV)/.dev ## every figure beside its baseline, measured in one run (5 
 bench-quick: $(VENV)/.dev ## the same with small counts, in under a minute, into build/bench
 	$(PY) -m tests.bench --quick --into build/bench $(ARGS)
 
-check: $(VENV)/.dev ## ruff, mypy --strict, import directions, locks in step, the Compose stack's files, the template for AWS
+check: $(VENV)/.dev ## ruff, mypy --strict, import directions, locks in step, secrets, known vulnerabilities, the Compose stack's files, the template for AWS
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -58,6 +60,20 @@ check: $(VENV)/.dev ## ruff, mypy --strict, import directions, locks in step, th
 	@$(MAKE) --no-print-directory stack-check
 	@$(MAKE) --no-print-directory template-check
 	$(MAKE) --no-print-directory lock-check
+	@$(MAKE) --no-print-directory secret-check
+	@$(MAKE) --no-print-directory audit build/audit/tested
+
+audit: $(AUDIT_VENV)/.done $(VENV)/.dev ## known vulnerabilities of what is pinned, asked of OSV or PyPI (once a day)
+	@$(PY) -m local.audit --passed build/audit
+
+.PHONY: secret-check
+secret-check: $(VENV)/.dev
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" .ci/secrets
+
+# The two checks above, seen to fail: again only where one of them has changed.
+build/audit/tested: local/audit.py .ci/secrets .ci/secrets.yml requirements/audit.txt requirements/dev.txt $(wildcard tests/checks/*.py) | $(AUDIT_VENV)/.done $(VENV)/.dev
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m pytest -n 0 tests/checks
+	@mkdir -p $(@D) && touch $@
 
 # What Docker alone can tell.
 .PHONY: stack-check
@@ -192,12 +208,13 @@ compile-locks: $(UV)
 	$(COMPILE) requirements/model.in --no-deps -o build/locks/model.txt
 	$(COMPILE) requirements/uv.in -o build/locks/uv.txt
 	$(COMPILE) requirements/sam.in -o build/locks/sam.txt
+	$(COMPILE) requirements/audit.in -o build/locks/audit.txt
 
 .PHONY: lock-check
 lock-check: $(UV)
 	@rm -rf build/locks && mkdir -p build/locks && cp requirements/*.txt build/locks/
 	@$(MAKE) --no-print-directory compile-locks
-	@for f in dev local runtime lambda model uv sam; do diff -q build/locks/$$f.txt requirements/$$f.txt >/dev/null \
+	@for f in dev local runtime lambda model uv sam audit; do diff -q build/locks/$$f.txt requirements/$$f.txt >/dev/null \
 	  || { echo "requirements/$$f.txt does not match pyproject.toml: run 'make lock'"; exit 1; }; done
 	@! grep -nE 'https?://' requirements/*.txt || { echo "a lock records a download address"; exit 1; }
 	@echo "locks in step"
@@ -237,5 +254,11 @@ $(SAM_VENV)/.done: $(UV) requirements/sam.txt
 	@$(UV) pip sync --quiet --compile-bytecode --python $(SAM_VENV)/bin/python --require-hashes requirements/sam.txt
 	@touch $@
 
+$(AUDIT_VENV)/.done: $(UV) requirements/audit.txt
+	@echo "installing pip-audit"
+	@$(UV) venv --quiet --allow-existing --no-project --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(AUDIT_VENV)
+	@$(UV) pip sync --quiet --compile-bytecode --python $(AUDIT_VENV)/bin/python --require-hashes requirements/audit.txt
+	@touch $@
+
 clean-venv:
-	rm -rf .venv .venv-sam .uv build
+	rm -rf .venv $(SAM_VENV) $(AUDIT_VENV) .uv build

@@ -58,7 +58,7 @@ def embedded_valkey(family: Family, directory: Path, stack: ExitStack) -> tuple[
 
 
 def _lock(directory: Path) -> int | None:
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

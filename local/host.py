@@ -115,7 +115,7 @@ def _may_read(path: Path, uid: int) -> bool:
 def own_sessions(uid: int, gid: int) -> None:
     """Make data/sessions the containers' to write. Raises: CannotStart where that is not in our power."""
     try:
-        SESSIONS.mkdir(parents=True, exist_ok=True)
+        SESSIONS.mkdir(mode=0o700, parents=True, exist_ok=True)
         paths = [SESSIONS, *SESSIONS.rglob("*")]
     except PermissionError as error:
         mend = f"sudo chown -R {uid}:{gid} {SESSIONS.parts[0]}"

@@ -496,3 +496,19 @@ async def test_a_file_that_only_looks_like_it_is_another(disk: FileChatStore, di
     with pytest.raises(VersionConflict):
         await disk.save(mine)
     assert texts(await disk.load("trip")) == ["World" if size == "the same" else "Hello, world"]
+
+
+def test_nobody_else_may_read_the_directory_that_is_made(directory: Path) -> None:
+    old = os.umask(0o000)
+    try:
+        FileChatStore(directory).prepare()
+    finally:
+        os.umask(old)
+    assert directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_directory_that_is_there_keeps_its_mode(directory: Path) -> None:
+    directory.mkdir()
+    directory.chmod(0o770)  # a group shares it
+    FileChatStore(directory).prepare()
+    assert directory.stat().st_mode & 0o777 == 0o770

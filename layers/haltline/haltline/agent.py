@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from anyio import to_thread
 from loguru import logger
 from strands import Agent
+from strands.handlers import PrintingCallbackHandler, null_callback_handler
 from strands.hooks import AfterModelCallEvent, BeforeModelCallEvent, BeforeToolCallEvent
 from strands.models import BedrockModel
 from strands.tools.executors import ConcurrentToolExecutor
@@ -274,6 +275,9 @@ class AgentSource:
         if agent in self._handed_out:  # it would carry one chat's messages into another
             raise AgentError(f"AGENT={self._name} returned the same agent twice; it must make a new one for each run.")
         self._handed_out.add(agent)
+        # Strands' own where an agent names none; it would print answers and tools' input on the server's stdout.
+        if type(agent.callback_handler) is PrintingCallbackHandler:
+            agent.callback_handler = null_callback_handler
         if _can_be_stoppable(agent.model):
             agent.model = self._stoppable(cast("BedrockModel", agent.model))
         closes = isinstance(agent.model, StoppableBedrockModel) or (

@@ -155,7 +155,7 @@ class FileChatStore(ThreadedStore):
     def prepare(self) -> None:
         """Make the directory where there is none. Raises: ChatStoreError when nothing can be written into it."""
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self._make_directory()
             os.scandir(self._directory).close()
             tempfile.TemporaryFile(dir=self._directory).close()
             self._make_locks()
@@ -266,8 +266,12 @@ class FileChatStore(ThreadedStore):
         if not there:
             raise ChatStoreError("the session store's directory (SESSION_DIR) is gone")
 
+    def _make_directory(self) -> None:
+        # Chats are nobody else's to read. One that is there already is as its owner wants it.
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def _make_locks(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._make_directory()
         self._locks.mkdir(exist_ok=True)
         self._device = os.stat(self._directory).st_dev
 

@@ -18,6 +18,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from haltline.app import create_app
 from haltline.connections import set_patience
+from haltline.observability import log_what_nobody_caught
 from haltline.protocol import protocol_of
 from haltline.resources import Resources
 from haltline.runner import UNWIND
@@ -36,6 +37,7 @@ def serve(fd: int | None, ready_fd: int | None) -> None:
         ready_fd: an inherited pipe that gets a line once this replica serves.
     """
     app = create_app()
+    log_what_nobody_caught()
     resources: Resources = app.state.resources
     settings = resources.settings
     if (runs := resources.runs) is not None:

@@ -42,6 +42,10 @@ def _object_path(value: str | None) -> str | None:
 def _redis_url(value: SecretStr | None) -> SecretStr | None:
     if value and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("use redis://, rediss:// or unix://, for example redis://127.0.0.1:6379/0")
+    try:
+        _ = urlsplit(value.get_secret_value()).port if value else None
+    except ValueError:  # whose text may show half of a password, as the port
+        raise ValueError("write / ? # [ ] in a user name and a password as %2F %3F %23 %5B %5D") from None
     return value
 
 

@@ -51,7 +51,7 @@ async def _close(generators: list[AnyGenerator]) -> None:
         except asyncio.CancelledError:
             pass  # once more, by someone who waits for this task: that one clean-up was cut short
         except Exception as error:
-            logger.opt(exception=error).warning("error=<{!r}> | the clean-up of a halted generator failed", error)
+            logger.opt(exception=error).warning("| the clean-up of a halted generator failed")
 
 
 def _watch_finalizer() -> None:

@@ -6,6 +6,7 @@ Of one client it lets only so many stops through (see `turns`).
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from loguru import logger
@@ -15,10 +16,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from haltline.inputs import mark_read
 from haltline.turns import Turns, client_of
 
-CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
+# Of every answer, as it may be opened in a browser of whoever is signed in on the page.
+_ALWAYS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),  # asks nothing of calls that CORS lets in
+]
+# Where an answer does not say otherwise.
+_CACHE = (b"cache-control", b"no-store")
+_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 # Each takes a millisecond and more of one core: a client that does nothing but stop has an eighth of a replica.
 STOP_EVERY, STOPS_AT_ONCE, STOPS_WAITING = 0.01, 10, 200
 _QUIET = ("/live", "/health", "/api/v1/health", "/metrics")
@@ -31,7 +39,8 @@ class Edge:
         """`alone`: there is one request at a time, as on Lambda, where what would go on behind an answer is frozen."""
         self._app = app
         self._turns = None if alone else Turns(STOP_EVERY, STOPS_AT_ONCE, STOPS_WAITING)
-        self._headers = [(b"x-replica", replica.encode()), (b"x-content-type-options", b"nosniff")]
+        self._always = [(b"x-replica", replica.encode()), *_ALWAYS]
+        self._all = [*self._always, _CACHE, _POLICY]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request through."""
@@ -45,7 +54,7 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
+                message = {**message, "headers": self._headers(message.get("headers", ()))}
             await send(message)
 
         try:
@@ -62,6 +71,12 @@ class Edge:
             level = "DEBUG" if scope["path"] in _QUIET else "INFO"
             ms = (time.perf_counter() - started) * 1000
             logger.log(level, "method=<{}> path=<{}> status=<{}> ms=<{:.1f}> | request", *_what(scope), status, ms)
+
+    def _headers(self, own: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        names = {name for name, _ in own}  # in lower case, as ASGI has them
+        if _CACHE[0] in names or _POLICY[0] in names:
+            return [*own, *self._always, *(header for header in (_CACHE, _POLICY) if header[0] not in names)]
+        return [*own, *self._all]
 
     async def _has_its_turn(self, scope: Scope) -> bool:
         return self._turns is None or await self._turns.wait(client_of(scope))

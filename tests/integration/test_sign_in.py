@@ -286,7 +286,7 @@ def test_a_whole_session_with_a_key_breaks_no_policy_and_calls_nobody_else(
     assert stopped.value.status == 401
     expect(page.locator(".live-responses-table .response .response-col_status")).to_have_text("401")
     page.get_by_role("button", name="Authorize").first.click()
-    page.get_by_label("Value:").fill(KEY)
+    page.locator("#auth-bearer-value").fill(KEY)
     page.get_by_role("button", name="Apply credentials").click()
     page.get_by_role("button", name="Close", exact=True).click()
     with page.expect_response(STOP_CALL) as stopped:
@@ -322,6 +322,7 @@ def test_signing_out_forgets_everything_here_and_stops_nothing_there(
     expect(screen.status).to_have_text("Answering in another window or program")
     screen.stop.click()
     expect(screen.answer).to_contain_text(STOPPED_AFTER)
+    assert list(screen.remembered()) == ["haltline.sign-in"], "what was begun before is measured for nobody"
 
 
 def test_a_key_that_ran_out_is_asked_for_again_and_nothing_is_lost(

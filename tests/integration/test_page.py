@@ -22,6 +22,7 @@ import pytest
 from playwright.sync_api import (
     Browser,
     BrowserContext,
+    Error,
     Locator,
     Page,
     Request,
@@ -498,7 +499,7 @@ def test_sending_during_an_answer_offers_to_stop_it_first(screen: Screen) -> Non
 
     screen.page.route(CHAT_CALL, fulfilling(503))
     screen.page.get_by_role("button", name="Stop it and send").click()
-    expect(screen.notice).to_contain_text("starts nothing that it could not stop")
+    expect(screen.notice).to_contain_text("as the test says. Your text is back in the box.")
     expect(screen.box).to_have_value(message)
     expect(screen.stop).to_have_attribute("data-state", "armed")  # the first one goes on
     screen.page.unroute(CHAT_CALL)
@@ -580,8 +581,10 @@ def test_many_chats_come_page_by_page(screen: Screen, api: httpx.Client) -> None
 
 REFUSALS: dict[str, Callable[[Route], None]] = {
     "did not accept that: as the test says": fulfilling(422),
-    "Try again in 7 s": fulfilling(429, **{"Retry-After": "7"}),
-    "starts nothing that it could not stop": fulfilling(503),
+    "as the test says. Try again in 7 s. Your text": fulfilling(429, **{"Retry-After": "7"}),
+    "as the test says. Your text": fulfilling(403),
+    "starts nothing that it could not stop": lambda route: route.fulfill(status=503, body="a proxy's page"),
+    "a sign-in that this page does not have": fulfilling(401),
     "answered with an error (500)": fulfilling(500),
     "cannot be reached": lambda route: route.abort(),
 }
@@ -606,7 +609,7 @@ def test_a_refused_message_goes_back_into_the_box(screen: Screen) -> None:
 def test_a_message_that_is_too_long_goes_back_into_the_box(screen: Screen) -> None:
     screen.open()
     screen.send("ü" * 40_000)
-    expect(screen.notice).to_contain_text("too long: at most 64 KiB")
+    expect(screen.notice).to_contain_text("The message is larger than 64 KiB of UTF-8. Your text")
     assert len(screen.box.input_value()) == 40_000
 
 
@@ -701,6 +704,74 @@ def test_a_hostile_answer_is_only_text(screen: Screen) -> None:
     assert screen.page.evaluate("window.hacked") is None
 
 
+# Each on its own; what browsers and sanitizers have been fooled with.
+TRICKS = [
+    "<script>window.hacked = 1</script>",
+    "<scr<script>ipt>window.hacked = 1</scr</script>ipt>",
+    "<img src=x onerror=window.hacked=1>",
+    "<img src=x:x\nonerror\n=window.hacked=1//",
+    "<svg><script>window.hacked = 1</script></svg>",
+    "<svg/onload=window.hacked=1>",
+    "<svg><animate onbegin=window.hacked=1 attributeName=x dur=1s>",
+    "<svg><use href='data:image/svg+xml,<svg id=x onload=window.hacked=1>#x'/></svg>",
+    "<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=1 onerror=window.hacked=1&gt;'>",
+    "<form><math><mtext></form><form><mglyph><svg><mtext><style><path id='</style><img onerror=window.hacked=1 src>'>",
+    "<math><annotation-xml encoding='text/html'><style><img src=x onerror=window.hacked=1></style></annotation-xml>",
+    "<noscript><p title='</noscript><img src=x onerror=window.hacked=1>'>",
+    "<template><img src=x onerror=window.hacked=1></template>",
+    "<div><template shadowrootmode=open><img src=x onerror=window.hacked=1></template></div>",
+    "<select><iframe></select><img src=x onerror=window.hacked=1>",
+    "<iframe src='javascript:parent.hacked=1'></iframe>",
+    "<iframe srcdoc='<script>parent.hacked=1</script>'></iframe>",
+    "<object data='data:text/html,<script>parent.hacked=1</script>'></object><embed src='javascript:window.hacked=1'>",
+    "<style>@import 'https://evil.example/x.css'; body { background: url(https://evil.example/) }</style>",
+    "<link rel=stylesheet href=https://evil.example/x.css><meta http-equiv=refresh content='0;url=javascript:x=1'>",
+    "<base href=https://evil.example/><base target=_self>",
+    "<form action=https://evil.example/ id=composer><input name=attributes autofocus onfocus=window.hacked=1></form>",
+    "<button formaction='javascript:window.hacked=1'>press</button><details open ontoggle=window.hacked=1>",
+    "<video><source onerror=window.hacked=1></video><audio src=x onerror=window.hacked=1>",
+    "<p style='background: url(https://evil.example/pixel)' class=stop id=stop>styled</p>",
+    "<a href='java\nscript:window.hacked=1'>a</a> <a href='&#106;avascript:window.hacked=1'>b</a>",
+    "[a](java&#115;cript:window.hacked=1) [b](<java\tscript:window.hacked=1>) [c](\x01javascript:window.hacked=1)",
+    "[a](data:text/html;base64,PHNjcmlwdD5oYWNrZWQ9MTwvc2NyaXB0Pg==) [b](blob:x) [c](//evil.example) [d](file:///x)",
+    "[a]: javascript:window.hacked=1\n\n[a] [x][a] ![y][a]",
+    '![x](x"onerror="window.hacked=1) ![](https://evil.example/pixel)',
+    '[x](https://a.example/"onclick="window.hacked=1 \'a" onclick="window.hacked=1\')',
+    "`<img src=x onerror=window.hacked=1>` ``` <script>window.hacked=1</script> ```",
+    '```"><img src=x onerror=window.hacked=1>\nx\n```',
+    '| a |\n|:-" onclick=window.hacked=1|\n| <img src=x onerror=window.hacked=1> |',
+    "<!--><img src=x onerror=window.hacked=1>--> <![CDATA[<img src=x onerror=window.hacked=1>]]> <?x <img src=x>?>",
+    "&lt;img src=x onerror=window.hacked=1&gt; &amp;lt;script&amp;gt; \u003cimg src=x onerror=window.hacked=1\u003e",
+]
+SHOWN = """async (tricks) => {
+  const { renderInto } = await import(new URL("static/markdown.js", document.baseURI));
+  return tricks.map((trick) => {
+    const place = document.createElement("div");
+    document.body.append(place);
+    for (const end of [Math.ceil(trick.length / 3), Math.ceil(trick.length / 2), trick.length]) {
+      renderInto(place, trick.slice(0, end));
+    }
+    place.querySelectorAll("a, p, code, td").forEach((node) => node.dispatchEvent(new Event("click")));
+    const parts = [...place.querySelectorAll("*")];
+    return [parts.map((node) => node.localName), parts.flatMap((node) => node.getAttributeNames()),
+      parts.filter((node) => node.href).map((node) => [node.protocol, node.target, node.rel].join(" "))];
+  });
+}"""
+
+
+def test_no_trick_of_a_model_becomes_more_than_text(screen: Screen) -> None:
+    asked: list[str] = []
+    screen.open()
+    screen.page.on("request", lambda request: asked.append(request.url))
+    for trick, (names, attributes, links) in zip(TRICKS, screen.page.evaluate(SHOWN, TRICKS), strict=True):
+        assert set(names) <= {"p", "a", "code", "pre", "br", "table", "thead", "tbody", "tr", "th", "td"}, trick
+        assert set(attributes) <= {"href", "title", "target", "rel", "align"}, trick
+        assert set(links) <= {"https: _blank noopener noreferrer"}, trick
+    screen.page.evaluate("() => new Promise((resolve) => setTimeout(() => requestAnimationFrame(resolve)))")
+    assert screen.page.evaluate("window.hacked") is None
+    assert [url for url in asked if not url.startswith(screen.url)] == []
+
+
 def test_a_hostile_message_is_only_text(screen: Screen) -> None:
     screen.open()
     message = "<img src=x onerror=\"window.hacked = 'user'\"> **plain**\n" + script(text="ok", pace_ms=1)
@@ -727,12 +798,16 @@ def test_the_page_sends_a_policy_that_lets_nothing_else_in(screen: Screen) -> No
     answer = screen.page.goto(screen.url)
     assert answer is not None
     policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
-    assert policy["default-src"] == "'none'"
+    assert policy["default-src"] == policy["object-src"] == policy["frame-ancestors"] == "'none'"
     assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
-    # It is in force: what the policy forbids does not run, and is complained of.
-    screen.page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hacked=1\">')")
-    screen.page.wait_for_function("() => document.querySelector('img').complete")
-    assert screen.page.evaluate("window.hacked") is None
+    assert (policy["require-trusted-types-for"], policy["trusted-types"]) == ("'script'", "dompurify")
+    # It is in force: no string becomes HTML, nobody else is called, and both are complained of.
+    inserted = "() => document.body.insertAdjacentHTML('beforeend', '<b></b>')"
+    with pytest.raises(Error, match="requires 'TrustedHTML' assignment"):
+        screen.page.evaluate(inserted)
+    with screen.page.expect_console_message(lambda message: message.text == "CSP refused connect-src"):
+        assert screen.page.evaluate("() => fetch('https://evil.example/').catch((e) => e.name)") == "TypeError"
+    assert "error: CSP refused require-trusted-types-for" in screen.troubles
     screen.troubles.clear()
 
 

@@ -6,24 +6,22 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, JSONResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import JSONResponse
 from loguru import logger
 
 from haltline import __version__, control_routes
 from haltline.bootstrap import check_bucket, make_resources, start_logging
 from haltline.chats import ChatStoreError
-from haltline.edge import CSP, Edge
+from haltline.edge import Edge
 from haltline.gate import Gate
 from haltline.inputs import ResourcesOf
 from haltline.lambda_door import LambdaDoor
-from haltline.openapi import Health
+from haltline.openapi import Health, describe_sign_in
+from haltline.page_routes import add_page_routes
 from haltline.principals import LimitReached
 from haltline.resources import Resources
 from haltline.runner import Draining
@@ -31,7 +29,6 @@ from haltline.settings import SettingsError, exit_with, load_settings, on_lambda
 from haltline.signals import BusUnavailable
 from haltline.taking import ChatBusy, RunIdUsed
 
-WEB = Path(__file__).parent / "web"
 THREADS = 200
 PING_TIMEOUT = 0.8  # seconds: a load balancer is told the truth within one
 
@@ -60,6 +57,8 @@ def make_app(resources: Resources) -> FastAPI:
         summary="The agent chat that stops.",
         lifespan=_lifespan,
         redirect_slashes=False,
+        docs_url=None,  # both take scripts from a third party; `page_routes` has the first
+        redoc_url=None,
     )
     app.state.resources = resources
     app.include_router(control_routes.router)
@@ -70,6 +69,8 @@ def make_app(resources: Resources) -> FastAPI:
         if on_lambda():
             app.include_router(chat_routes.invoked_router)
     _add_service_routes(app)
+    add_page_routes(app)
+    describe_sign_in(app, resources.settings.auth)
     _add_error_answers(app)
     app.add_middleware(Gate, resources=resources)
     if origins := resources.settings.allowed_origins:
@@ -142,22 +143,6 @@ def _add_service_routes(app: FastAPI) -> None:
     async def metrics(resources: ResourcesOf) -> Response:
         """Of this replica."""
         return Response(resources.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(WEB / "index.html", headers={"Content-Security-Policy": CSP, "Cache-Control": "no-cache"})
-
-    app.mount("/static", Fresh(directory=WEB, check_dir=False), name="static")
-
-
-class Fresh(StaticFiles):
-    """Files that a browser asks for again by their ETag: the page's modules must be of one release."""
-
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """As Starlette's, with a header."""
-        response = super().file_response(*args, **kwargs)
-        response.headers["Cache-Control"] = "no-cache"
-        return response
 
 
 def _add_error_answers(app: FastAPI) -> None:

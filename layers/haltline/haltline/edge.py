@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from loguru import logger
@@ -11,10 +12,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from haltline.inputs import mark_read
 
-CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
+# Of every answer, as it may be opened in a browser of whoever is signed in on the page.
+_ALWAYS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),  # asks nothing of calls that CORS lets in
+]
+# Where an answer does not say otherwise.
+_CACHE = (b"cache-control", b"no-store")
+_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 _QUIET = ("/live", "/health", "/api/v1/health", "/metrics")
 
 
@@ -23,7 +31,8 @@ class Edge:
 
     def __init__(self, app: ASGIApp, replica: str) -> None:
         self._app = app
-        self._headers = [(b"x-replica", replica.encode()), (b"x-content-type-options", b"nosniff")]
+        self._always = [(b"x-replica", replica.encode()), *_ALWAYS]
+        self._all = [*self._always, _CACHE, _POLICY]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request through."""
@@ -37,7 +46,7 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
+                message = {**message, "headers": self._headers(message.get("headers", ()))}
             await send(message)
 
         try:
@@ -51,6 +60,12 @@ class Edge:
             level = "DEBUG" if scope["path"] in _QUIET else "INFO"
             ms = (time.perf_counter() - started) * 1000
             logger.log(level, "method=<{}> path=<{}> status=<{}> ms=<{:.1f}> | request", *_what(scope), status, ms)
+
+    def _headers(self, own: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        names = {name for name, _ in own}  # in lower case, as ASGI has them
+        if _CACHE[0] in names or _POLICY[0] in names:
+            return [*own, *self._always, *(header for header in (_CACHE, _POLICY) if header[0] not in names)]
+        return [*own, *self._all]
 
 
 def _what(scope: Scope) -> tuple[Any, str]:

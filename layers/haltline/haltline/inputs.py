@@ -215,7 +215,8 @@ async def own_chat(chat_id: ChatPath, caller: CallerOf) -> str:
 
 OwnChat = Annotated[str, Depends(own_chat)]
 OfPrincipal = Annotated[
-    PrincipalName | None, Query(alias="principal", description="Whose chat is meant, where it is not the caller's. For an admin.")
+    PrincipalName | None,
+    Query(alias="principal", description="Whose chat is meant, where it is not the caller's. For an admin."),
 ]
 
 

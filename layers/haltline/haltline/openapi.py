@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
 from haltline.chats import Entry
@@ -181,3 +182,40 @@ def event_stream() -> dict[str, Any]:
             "X-Replica": {"schema": {"type": "string"}, "description": "The replica that runs it."},
         },
     }
+
+
+OPEN = ("/live", "/health", "/api/v1/health")  # for everybody, whatever AUTH says
+
+
+def describe_sign_in(app: FastAPI, auth: str) -> None:
+    """Let the description of the API say what a call must carry, and that without it the answer is 401."""
+    if auth == "none":
+        return
+    bearer = {"type": "http", "scheme": "bearer"}
+    # API Gateway's authorizer takes the token as it is.
+    scheme = bearer if auth != "apigateway" else {"type": "apiKey", "in": "header", "name": "Authorization"}
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is not None:
+            return app.openapi_schema
+        schema = plain()
+        schema.setdefault("components", {})["securitySchemes"] = {"bearer": scheme}
+        schema["security"] = [{"bearer": []}]
+        told = errors(401)[401]
+        media = {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/Detail"},
+                **told["content"]["application/json"],
+            }
+        }
+        refusal = {"description": told["description"], "content": media}
+        for path, calls in schema["paths"].items():
+            for call in calls.values():
+                if path in OPEN:
+                    call["security"] = []
+                else:
+                    call["responses"].setdefault("401", refusal)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

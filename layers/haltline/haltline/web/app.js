@@ -4,6 +4,8 @@ import * as api from "./api.js";
 import { ChatList } from "./chat_list.js";
 import { Conversation } from "./conversation.js";
 import { chatIdProblem, newChatId } from "./ids.js";
+import { signIn } from "./sign_in.js";
+import { SignInDialog } from "./sign_in_dialog.js";
 import { Speaker } from "./speaker.js";
 import { Transcript, milliseconds } from "./transcript.js";
 
@@ -14,6 +16,7 @@ const $ = (id) => document.getElementById(id);
 const transcript = new Transcript($("transcript"), $("turns"), $("to-end"));
 const chatList = new ChatList($("chat-list"), $("more"));
 const speaker = new Speaker($("spoken"));
+const signInDialog = new SignInDialog($("sign-in"));
 const narrow = matchMedia("(max-width: 820px)");
 
 const conversations = new Map(); // chat id → Conversation; kept, so that a run goes on while another is looked at
@@ -255,6 +258,30 @@ $("confirm").addEventListener("close", async () => {
   chatList.refresh();
 });
 
+// ---------------------------------------------------------------- signing in and out
+
+signIn.onchange = () => {
+  signInDialog.show();
+  $("sign-out").hidden = signIn.header === null;
+};
+
+signIn.onsigned = () => {
+  chatList.refresh();
+  current.load();
+  if (!narrow.matches) $("message").focus();
+};
+
+signIn.onforgotten = () => {
+  for (const conversation of conversations.values()) conversation.leave();
+  conversations.clear();
+  chatList.clear();
+  $("spoken").replaceChildren();
+  $("open-id").value = "";
+  openChat(newChatId(), { fresh: true });
+};
+
+$("sign-out").addEventListener("click", () => signIn.out());
+
 // ---------------------------------------------------------------- the list on a narrow screen
 
 function showDrawer(open) {
@@ -301,6 +328,7 @@ window.addEventListener("hashchange", openFromHash);
 chatList.onchange = renderSoon;
 
 showDrawer(false);
+signIn.start();
 openFromHash();
 const slowStart = setTimeout(
   () => showConnection("waiting", "Connecting…", "The server is waking up. A cold start can take some seconds."),
@@ -308,3 +336,4 @@ const slowStart = setTimeout(
 );
 checkHealth().then(() => clearTimeout(slowStart));
 chatList.refresh();
+api.sendWaitingStop();

@@ -42,6 +42,13 @@ export class ChatList {
     for (const chat of this.chats) if (chat.chat_id === id) chat.status = "idle";
   }
 
+  clear() {
+    this.#reads += 1;
+    this.chats = [];
+    this.#cursor = null;
+    this.onchange();
+  }
+
   remove(id) {
     this.#reads += 1; // an answer that still knows it is void
     this.chats = this.chats.filter((chat) => chat.chat_id !== id);

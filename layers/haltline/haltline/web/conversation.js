@@ -52,7 +52,8 @@ export class Conversation {
     } catch (error) {
       if (load !== this.#loads) return;
       const again = { label: "Try again", act: () => this.load() };
-      this.notice = { words: `The history could not be read. ${error.message}`, ...again };
+      // Where one must sign in first the page says so, and loads it then.
+      if (error.status !== 401) this.notice = { words: `The history could not be read. ${error.message}`, ...again };
     }
     this.loading = false;
     this.onchange();
@@ -100,6 +101,14 @@ export class Conversation {
     await api.deleteChat(this.id);
     this.#loads += 1; // an answer still on its way must not bring it back
     this.draft = "";
+  }
+
+  /** Nobody looks at this any more. Its runs go on, but nothing of them is remembered. */
+  leave() {
+    this.onchange = () => {};
+    this.onsettled = () => {};
+    for (const { run } of this.turns) if (run) run.onchange = () => {};
+    this.run = null;
   }
 
   #ownRunChanged(run) {
@@ -211,7 +220,7 @@ export function factsOf(run) {
 
 /** Trying the same again would be refused again. */
 function isLasting(error) {
-  return [401, 403, 413, 422].includes(error.status);
+  return [403, 413, 422].includes(error.status);
 }
 
 /** A tool call without words is nothing to read; a run that was stopped or failed before its first word is. */

@@ -1,4 +1,7 @@
-/** What outlives a reload of this tab: unsent text, and what was measured of a run. Without storage it just forgets. */
+/**
+ * What outlives a reload of this tab: unsent text, what was measured of a run, and who is signed in. Without storage it
+ * just forgets.
+ */
 
 const PREFIX = "haltline.";
 
@@ -16,5 +19,14 @@ export function recall(key) {
     return JSON.parse(sessionStorage.getItem(PREFIX + key));
   } catch {
     return null;
+  }
+}
+
+/** Forgets all of it: somebody else may sit down. */
+export function forgetAll() {
+  try {
+    for (const key of Object.keys(sessionStorage)) if (key.startsWith(PREFIX)) sessionStorage.removeItem(key);
+  } catch {
+    // forbidden, so nothing was kept
   }
 }

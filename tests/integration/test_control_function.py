@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -18,9 +19,10 @@ import redis
 from haltline.lambda_door import MAY_HAVE_FROZEN
 from haltline.redis_scripts import SLACK_MS
 from tests.aws.bus_line import BusLine
-from tests.contract.client import LONG, new_chat, script
+from tests.contract.client import LONG, chat_url, new_chat, script, stop_url
+from tests.credentials import api_key, bearer
 from tests.integration.control_process import ControlProcess, event_bridge, rest_event, sns
-from tests.stack import Stack
+from tests.stack import Replica, Stack
 
 ALARM = {"AlarmName": "spend", "NewStateValue": "ALARM", "OldStateValue": "OK", "NewStateReason": "Threshold Crossed"}
 
@@ -48,11 +50,37 @@ class Reading:
         return next(line.partition(": ")[2] for line in self._lines if line.startswith("event: "))
 
 
+@dataclass(frozen=True)
+class Door:
+    """A replica, and what lets its callers in."""
+
+    replica: Replica
+    headers: dict[str, str]
+
+    def post(self, chat_id: str, message: str) -> httpx.Response:
+        return httpx.post(chat_url(self.replica, chat_id), json={"message": message}, headers=self.headers, timeout=20)
+
+
+@pytest.fixture(scope="module")
+def ann(stack: Stack) -> Door:
+    """A replica over the same bus and chats on which ann, as API Gateway calls her, has a key."""
+    key = api_key("ann")
+    replica = stack.add_replica(AUTH="api-keys", API_KEYS=key.entry)
+    replica.wait_until_live()
+    return Door(replica, bearer(key.key))
+
+
+@pytest.fixture
+def anyone(stack: Stack) -> Door:
+    """A replica that asks nobody: its chats are those of direct invocations."""
+    return Door(stack.replicas[0], {})
+
+
 @contextmanager
-def live(stack: Stack, chat_id: str) -> Iterator[Reading]:
-    """A run of a minute, under way on the first replica."""
-    url = f"{stack.replicas[0].url}/api/v1/chat/{chat_id}"
-    with httpx.stream("POST", url, json={"message": LONG}, timeout=20) as answer:
+def live(door: Door, chat_id: str) -> Iterator[Reading]:
+    """A run of a minute, under way."""
+    body = {"message": LONG}
+    with httpx.stream("POST", chat_url(door.replica, chat_id), json=body, headers=door.headers, timeout=20) as answer:
         yield Reading(answer)
 
 
@@ -63,9 +91,9 @@ def iso(at: float) -> str:
 # ---- calls through API Gateway
 
 
-def test_a_stop_halts_the_run_of_a_replica_and_says_so(control: ControlProcess, stack: Stack) -> None:
+def test_a_stop_halts_the_run_of_a_replica_and_says_so(control: ControlProcess, ann: Door) -> None:
     chat_id = new_chat()
-    with live(stack, chat_id) as run:
+    with live(ann, chat_id) as run:
         status, told = control.call("POST", f"/api/v1/stop/{chat_id}", query={"wait": "5"})
         assert (status, told["status"], told["run_id"]) == (200, "stopped", run.run_id)
         assert told["halted_ms"] < 5000
@@ -73,12 +101,9 @@ def test_a_stop_halts_the_run_of_a_replica_and_says_so(control: ControlProcess, 
     assert control.counted("StopsStopped")[-1] == 1
 
 
-def test_the_calls_that_answer_at_once(control: ControlProcess, stack: Stack) -> None:
+def test_the_calls_that_answer_at_once(control: ControlProcess, ann: Door) -> None:
     chat_id = new_chat()
-    said = httpx.post(
-        f"{stack.replicas[0].url}/api/v1/chat/{chat_id}", json={"message": script(text="Hello.")}, timeout=20
-    )
-    assert "event: done" in said.text
+    assert "event: done" in ann.post(chat_id, script(text="Hello.")).text
     assert control.call("GET", f"/api/v1/chat/{chat_id}")[1]["status"] == "idle"
     entries = control.call("GET", f"/api/v1/chat/{chat_id}/messages")[1]["messages"]
     assert [entry["role"] for entry in entries] == ["user", "assistant"]
@@ -97,9 +122,9 @@ def test_a_call_without_claims_is_refused(control: ControlProcess) -> None:
     assert (answer["statusCode"], answer["headers"]["x-replica"]) == (401, "control")
 
 
-def test_a_stop_counts_from_api_gateways_time(control: ControlProcess, stack: Stack) -> None:
+def test_a_stop_counts_from_api_gateways_time(control: ControlProcess, ann: Door) -> None:
     chat_id = new_chat()
-    with live(stack, chat_id) as run:
+    with live(ann, chat_id) as run:
         late = control.call("POST", f"/api/v1/stop/{chat_id}", query={"wait": "1"}, at=time.time() - 60)
         assert late[1]["status"] == "idle", "it was sent before the run's message"
         control.call("POST", f"/api/v1/stop/{chat_id}")
@@ -175,19 +200,19 @@ def test_the_page_is_found_without_its_last_slash(control: ControlProcess) -> No
     ],
 )
 def test_an_event_stops_what_ran_when_it_was_sent_and_nothing_later(
-    control: ControlProcess, stack: Stack, event: Callable[[str, str], dict[str, object]]
+    control: ControlProcess, stack: Stack, anyone: Door, event: Callable[[str, str], dict[str, object]]
 ) -> None:
     chat_id = new_chat()
-    with live(stack, chat_id) as run:
+    with live(anyone, chat_id) as run:
         sent = event(chat_id, iso(time.time()))
         assert control.invoke(sent) == {"stops": 1}
         assert run.closing() == "stopped"
     time.sleep(2 * SLACK_MS / 1000)  # within it the clock of the event and that of the bus are not told apart
-    with live(stack, chat_id) as later:
+    with live(anyone, chat_id) as later:
         assert control.invoke(sent)["stops"] == 1, "delivered once more"
         status = httpx.get(f"{stack.replicas[1].url}/api/v1/chat/{chat_id}").json()
         assert (status["status"], status["run_id"]) == ("running", later.run_id)
-        control.call("POST", f"/api/v1/stop/{chat_id}")
+        httpx.post(stop_url(stack.replicas[1], chat_id))
         assert later.closing() == "stopped"
 
 
@@ -206,16 +231,16 @@ def test_an_event_names_whose_chats_it_means(control: ControlProcess, stack: Sta
     assert list(kept.values()) == [[f"stop:ann@example.com/{chat_id}"], mine, mine]
 
 
-def test_all_means_all(control: ControlProcess, stack: Stack) -> None:
+def test_all_means_all(control: ControlProcess, ann: Door, anyone: Door) -> None:
     with ExitStack() as runs:
-        under_way = [runs.enter_context(live(stack, new_chat())) for _ in range(5)]
+        under_way = [runs.enter_context(live(door, new_chat())) for door in (ann, anyone, ann, anyone, anyone)]
         assert control.invoke(event_bridge({"all": True}, at=iso(time.time()))) == {"stops": 5}
         assert [run.closing() for run in under_way] == ["stopped"] * 5
 
 
-def test_an_event_of_whole_seconds_means_the_runs_of_that_second(control: ControlProcess, stack: Stack) -> None:
+def test_an_event_of_whole_seconds_means_the_runs_of_that_second(control: ControlProcess, anyone: Door) -> None:
     chat_id = new_chat()
-    with live(stack, chat_id) as run:
+    with live(anyone, chat_id) as run:
         second = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         control.invoke(event_bridge({"chat_ids": [chat_id]}, at=second))
         assert run.closing() == "stopped"
@@ -243,9 +268,9 @@ def test_an_alarm_that_is_over_stops_nothing(control: ControlProcess) -> None:
     ],
 )
 def test_an_event_that_cannot_be_read_fails_and_stops_nothing(
-    control: ControlProcess, stack: Stack, event: dict[str, object], says: str
+    control: ControlProcess, anyone: Door, event: dict[str, object], says: str
 ) -> None:
-    with live(stack, new_chat()) as run:
+    with live(anyone, new_chat()) as run:
         failed = control.invoke(event)
         assert says in failed["errorMessage"], failed
         with pytest.raises(TimeoutError):  # a failing event leaves the run alone

@@ -20,6 +20,7 @@ from haltline.chats import ChatStore, FileChatStore
 from haltline.events import Done, Event, Text
 from haltline.execution import Execution
 from haltline.history import STOPPED_NOTE
+from haltline.limits import Limits
 from haltline.metrics import Metrics
 from haltline.redis_bus import RedisBus
 from haltline.runner import Deps, Runner
@@ -206,7 +207,7 @@ async def benched_with(
         RedisBus(valkey_url, "stopper", stop_ttl=3600, poll_interval=30, run_timeout=600) as stopper,
     ):
         index = ChatIndex(owner.redis, owner, store)
-        runner = Runner(Deps(owner, store, index, agents, Metrics(), settings.run_timeout))
+        runner = Runner(Deps(owner, store, index, agents, Metrics(), Limits(owner.redis, owner), settings.run_timeout))
         try:
             with collected_as_in_a_replica(runner):
                 yield Bench(runner, store, owner, stopper, fake)

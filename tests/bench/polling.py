@@ -15,9 +15,11 @@ from redis.asyncio import Redis
 
 from haltline.agent import AgentSource
 from haltline.app import make_app
+from haltline.authentication import NoAuthentication
 from haltline.bootstrap import start_logging
 from haltline.chat_index import ChatIndex
 from haltline.chats import FileChatStore
+from haltline.limits import Limits
 from haltline.prometheus import PrometheusMetrics
 from haltline.redis_bus import RedisBus
 from haltline.redis_scripts import mailbox_key
@@ -78,5 +80,6 @@ def make(name: str, redis_url: str, directory: Path) -> FastAPI:
     store = FileChatStore(settings.session_dir)
     store.prepare()
     index, metrics = ChatIndex(bus.redis, bus, store), PrometheusMetrics()
-    runs = Runner(Deps(bus, store, index, AgentSource(settings), metrics, settings.run_timeout))
-    return make_app(Resources(settings, bus, store, index, metrics, runs))
+    limits = Limits(bus.redis, bus)
+    runs = Runner(Deps(bus, store, index, AgentSource(settings), metrics, limits, settings.run_timeout))
+    return make_app(Resources(settings, bus, store, index, metrics, NoAuthentication(), limits, runs))

@@ -15,9 +15,11 @@ from redis.exceptions import AuthenticationError, ClusterDownError, NoPermission
 from haltline import redis_scripts as scripts
 from haltline.cache_auth import CacheCredentials
 from haltline.chat_index import ChatIndex, forget
+from haltline.limits import Limits
+from haltline.principals import LimitReached, scoped
 from haltline.redis_bus import RedisBus
 from haltline.redis_connection import connect
-from haltline.runs import Arrival, StopReason, new_run_id
+from haltline.runs import Arrival, Run, StopReason, new_run_id
 from haltline.signals import BusUnavailable
 from tests.integration.access_string import ACCESS_STRING, COMMANDS
 from tests.integration.conftest import Way
@@ -203,15 +205,16 @@ FORBIDDEN: list[tuple[Any, ...]] = [
     ("MONITOR",),
     ("WATCH", "stop:a"),
     ("SETEX", "stop:a", 1, "1"),
-    ("PEXPIRE", "stop:a", 1),
-    ("HGETALL", "live:{chats}"),
+    ("PEXPIREAT", "stop:a", 1),
+    ("HVALS", "live:{chats}"),
     # commands that are used, of what is not ours
     ("GET", "other"),
     ("GET", "stop"),
     ("GET", "run:x"),
     ("SET", "session:stop:x", "1"),
     ("DEL", "index:{other}"),
-    ("HKEYS", "live:{chats}x"),
+    ("HKEYS", "live:{chat}x"),
+    ("GET", "requestsx"),
     ("PUBLISH", "other", "x"),
     ("SUBSCRIBE", "other"),
 ]
@@ -268,8 +271,15 @@ async def test_the_access_string_names_what_is_used_and_no_more(way: Way, cluste
         await index.put(live.chat_id, 2, live=True)
         await index.page("", 10, None, "running")
         await index.remove(chat)
+        await index.admit(scoped("ann", "new"), 1)
         await forget(bus.redis)
+        limits = Limits(bus.redis, bus, requests_per_minute=1, live_runs=1, run_timeout=60)
+        await limits.count_request("ann")
+        await limits.count_run(live)
+        with pytest.raises(LimitReached):
+            await limits.count_run(Run(live.chat_id, new_run_id(), Arrival()))
         await bus.end(live, done(live))
+        await limits.count_run(Run(live.chat_id, new_run_id(), Arrival()))  # in the place of the one that has ended
     ours = {name for name, count in cluster.calls().items() if count > before.get(name, 0)}
     ours -= {"hello"}  # free to all
     assert ours == set(COMMANDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import socket
 import threading
@@ -107,8 +108,15 @@ def guarded(
 @pytest.fixture(scope="module")
 def keyed(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server with AUTH=api-keys that knows KEY."""
-    directory = tmp_path_factory.mktemp("keyed")
-    with guarded(valkey_url, directory, "api-keys", lambda app: Guard(app, {f"Bearer {KEY}"})) as (url, _):
+    settings = Settings(
+        redis_url=valkey_url,
+        model_provider="scripted",
+        session_dir=tmp_path_factory.mktemp("keyed"),
+        shutdown_grace=1,
+        auth="api-keys",
+        api_keys=f"ann={hashlib.sha256(KEY.encode()).hexdigest()}",
+    )
+    with serving(make_app(make_resources(settings))) as url:
         yield url
 
 

@@ -296,6 +296,37 @@ async def test_who_has_a_known_key_waits_for_no_fetch(issuer: Issuer, clock: Clo
     assert await fetched.find(RSA.kid, "RS256") is None, "a key that was withdrawn is believed no longer"
 
 
+async def test_after_a_pause_a_key_that_was_withdrawn_is_believed_by_nobody(
+    issuer: Issuer, clock: Clock, fetched: KeysAtUrl
+) -> None:
+    """While nobody came nobody fetched. Who comes first waits for the keys, and so does who comes meanwhile."""
+    await fetched.find(RSA.kid, "RS256")
+    issuer.publish(rsa_key("next"))
+    issuer.answers.clear()
+    issuer.asked.clear()
+    clock.at += jwt_keys.PAUSE + 1
+    first = asyncio.create_task(fetched.find(RSA.kid, "RS256"))
+    await until(issuer.asked)
+    second = asyncio.create_task(fetched.find(RSA.kid, "RS256"))
+    await asyncio.sleep(0)
+    assert not first.done()
+    issuer.answers.set()
+    assert (await first, await second) == (None, None)
+    assert issuer.requests == 2
+
+
+async def test_after_a_pause_a_stop_waits_once_for_an_issuer_that_is_gone(
+    issuer: Issuer, clock: Clock, fetched: KeysAtUrl
+) -> None:
+    await fetched.find(RSA.kid, "RS256")
+    issuer.stop()
+    clock.at += jwt_keys.PAUSE + 1
+    assert await fetched.find(RSA.kid, "RS256")
+    clock.at += jwt_keys.AGAIN
+    assert at_once(fetched.find(RSA.kid, "RS256"))
+    await end_of_fetch(fetched)
+
+
 async def test_keys_are_fetched_again_after_five_minutes_of_use(
     issuer: Issuer, clock: Clock, fetched: KeysAtUrl
 ) -> None:

@@ -25,6 +25,7 @@ from loguru import logger
 from haltline.redis_pulse import now
 
 REFRESH = 300.0  # seconds after which keys are fetched again, by their use
+PAUSE = 1800.0  # seconds without a fetch after which the next one is waited for
 KEEP = 24 * 3600.0  # seconds that keys are used while the issuer does not answer
 AGAIN = 10.0  # seconds between two fetches for unknown keys, or two that nobody waits for
 AGAIN_WITHOUT = 1.0  # the same where no keys are known
@@ -152,9 +153,10 @@ class KeysAtUrl:
         self._keys = KeySet()
         self._known_at = self._begun_at = self._asked_at = float("-inf")  # by `clock`; the last: for an unknown key
         self._fetch: Future[None] | None = None
+        self._after_pause = False  # the fetch that was begun last is waited for
 
     async def find(self, kid: str | None, algorithm: str) -> PyJWK | None:
-        """See `Keys`. Waits for a fetch only where the key is not known, at most `PATIENCE`."""
+        """See `Keys`. Waits for a fetch where the key is not known, or after a pause; at most `PATIENCE`."""
         at = self._clock()
         if not self._has_keys(at):
             await _end_of(self._fetch or self._begin(at, AGAIN_WITHOUT))
@@ -165,8 +167,12 @@ class KeysAtUrl:
                 self._asked_at = at
                 self._begin(at)
             await _end_of(self._fetch)
-        elif self._fetch is None and at - self._known_at > REFRESH:
-            self._begin(at, AGAIN)
+        elif at - self._known_at > REFRESH:
+            if self._fetch is None:
+                self._after_pause = at - self._begun_at > PAUSE
+                self._begin(at, AGAIN)
+            if self._after_pause:  # a key may have been withdrawn while nobody asked
+                await _end_of(self._fetch)
         return self._keys.find(kid, algorithm)
 
     def _has_keys(self, at: float) -> bool:

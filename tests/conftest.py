@@ -10,7 +10,6 @@ import pytest
 
 from tests.stack import Stack, running_stack
 
-
 # Those that take longest, so that no worker begins one of them when the others have nothing left to do.
 _FIRST = (
     *("test_page", "test_chats_s3", "test_outage", "test_control_function", "test_sign_in", "test_chats"),

@@ -18,6 +18,9 @@ def _read(name: str) -> Event:
     return found
 
 
+SUB: str = _read("chat_rest")["requestContext"]["authorizer"]["claims"]["sub"]  # by API Gateway
+
+
 def rest(chat_id: str, body: Any, *, method: str = "POST", path: str = "", age: float = 0) -> bytes:
     """API Gateway's REST API, whose stage is no part of `path`. `age`: seconds since the gateway got the request."""
     event = _read("chat_rest")

@@ -20,7 +20,7 @@ import pytest
 
 from local.runtime_api.environment import Environment
 from tests.aws import events
-from tests.aws.chat_function import closing_of, has_said
+from tests.aws.chat_function import Started, closing_of, has_said
 from tests.aws.conftest import FULL
 from tests.contract.client import LONG, STOPPED, new_chat
 from tests.integration.control_process import event_bridge, rest_event
@@ -39,7 +39,7 @@ class Control:
         return httpx.post(self._url, json=event, timeout=30).json()
 
     def call(self, method: str, path: str, **event: Any) -> tuple[int, Any]:
-        answer = self.invoke(rest_event(method, path, **event))
+        answer = self.invoke(rest_event(method, path, sub=events.SUB, **event))  # who sends the chat function's too
         return answer["statusCode"], json.loads(answer["body"])
 
     def freeze(self, seconds: float) -> None:
@@ -104,6 +104,12 @@ def wait_until_it_listens(port: int, log: Path) -> None:
             return
         time.sleep(0.05)  # polled because a foreign process gives no event to wait for
     raise RuntimeError(log.read_text())
+
+
+@pytest.fixture
+def function(functions: Started) -> Environment:
+    """The chat function as the template sets it."""
+    return functions.get(AUTH="apigateway")
 
 
 def test_a_stop_through_it_halts_a_run_of_the_chat_function(control: Control, function: Environment) -> None:

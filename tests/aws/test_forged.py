@@ -145,8 +145,8 @@ def test_a_doors_event_that_the_adapter_takes_for_a_direct_invocation_starts_not
 # ---- direct invocations
 
 
-@pytest.mark.parametrize(("named", "seen"), [({}, ""), ({"principal": "ann"}, "ann"), ({"principal": None}, "")])
-def test_a_direct_invocation_speaks_for_whom_it_names(guarded: Environment, named: Any, seen: str) -> None:
+@pytest.mark.parametrize(("named", "seen"), [({}, None), ({"principal": "ann"}, "ann"), ({"principal": None}, None)])
+def test_a_direct_invocation_speaks_for_whom_it_names(guarded: Environment, named: Any, seen: str | None) -> None:
     assert text_of(guarded.invoke(events.direct(new_chat(), HI | named)).finish()) == f"for <{seen}>"
 
 

@@ -358,6 +358,28 @@ def test_a_key_that_ran_out_is_asked_for_again_and_nothing_is_lost(
     expect(screen.status).to_have_text("Finished")
 
 
+def test_a_stop_of_somebody_who_has_left_is_not_sent_by_the_next(
+    screens: Callable[..., SignInScreen], keyed: str
+) -> None:
+    screen = screens(keyed)
+    page = screen.page
+    page.goto(f"{keyed}#{new_chat()}")
+    screen.sign_in()
+    screen.send(ENDLESS)
+    expect(screen.answer).to_contain_text("some")
+    held: list[Route] = []
+    page.route(STOP_CALL, lambda route: held.append(route))
+    with page.expect_request(STOP_CALL):
+        screen.stop.click()
+    screen.sign_out()
+    with page.expect_response(STOP_CALL):
+        held[0].fulfill(status=401, json={"detail": "Not authenticated."})
+    screen.sign_in()
+    screen.send(script(text="of the next", pace_ms=1))
+    expect(screen.status).to_have_text("Finished")
+    assert len(held) == 1
+
+
 def test_the_dialog_fits_and_is_easy_to_read(screens: Callable[..., SignInScreen], keyed: str) -> None:
     screen = screens(keyed)
     page = screen.page

@@ -380,6 +380,24 @@ def test_a_stop_of_somebody_who_has_left_is_not_sent_by_the_next(
     assert len(held) == 1
 
 
+def test_a_page_that_was_kept_aside_is_made_anew_where_its_person_has_signed_out_since(
+    screens: Callable[..., SignInScreen], keyed: str
+) -> None:
+    screen = screens(keyed)
+    page = screen.page
+    page.goto(f"{keyed}#{new_chat()}")
+    screen.sign_in()
+    screen.box.fill("not for the next one")
+    back = "dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))"
+    page.evaluate(back)
+    expect(screen.dialog).to_be_hidden()
+    page.evaluate("sessionStorage.clear()")  # as a later page of this tab does at a sign-out
+    with page.expect_navigation():
+        page.evaluate(back)
+    expect(screen.dialog).to_be_visible()
+    expect(screen.box).to_have_value("")
+
+
 def test_the_dialog_fits_and_is_easy_to_read(screens: Callable[..., SignInScreen], keyed: str) -> None:
     screen = screens(keyed)
     page = screen.page

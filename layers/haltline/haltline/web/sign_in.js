@@ -54,6 +54,11 @@ class SignIn {
     this.#signed({ with: this.way.with, value });
   }
 
+  /** Whether this page holds what its tab remembers. One that a browser has kept aside may not: see `pageshow`. */
+  get fresh() {
+    return JSON.stringify(this.#held) === JSON.stringify(recall(HELD));
+  }
+
   /** Leaves this page for the hosted one. */
   async leave() {
     const { url, begun } = await cognito.authorization(this.way);

@@ -113,7 +113,10 @@ def _health_of(replica: str) -> tuple[str, str, str]:
         told: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         return replica, "unreachable", (done.stderr.strip().splitlines() or ["it does not answer"])[-1]
-    return replica, told["status"], f"redis {told['redis']}, model {told['model']}, live runs {told['live_runs']}"
+    words = f"redis {told['redis']}, model {told['model']}"
+    if "live_runs" in told:  # where AUTH=none
+        words += f", live runs {told['live_runs']}"
+    return replica, told["status"], words
 
 
 # ---- Docker Compose

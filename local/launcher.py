@@ -107,6 +107,8 @@ class Launcher:
             at_once = 1 if (os.cpu_count() or 1) <= 2 else len(others)
             for n in range(0, len(others), max(at_once, 1)):
                 await asyncio.gather(*map(_start, others[n : n + at_once]))
+        if kind := {"api-keys": "KEY", "jwt": "TOKEN"}.get(auth := self._settings.auth):
+            say(f"AUTH={auth}: the page asks for a {kind.lower()}, calls send Authorization: Bearer {kind}")
         say(f"Haltline serves {_url(self._settings.host, port)} ({time.monotonic() - began:.1f} s). Ctrl-C ends it.")
         await asyncio.gather(*(child.keep_alive() for child in (*self._servers, *self._replicas)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import queue
 import re
@@ -269,6 +270,16 @@ def test_an_outside_redis_is_used_and_outlives_it(tmp_path: Path) -> None:
             launcher.process.terminate()
             assert launcher.ended() == 0
         assert outside.is_running()
+
+
+def test_replicas_ask_who_calls_where_the_settings_say_so_and_the_start_tells_how(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"AUTH=api-keys\nAPI_KEYS=ann={hashlib.sha256(b'a-key').hexdigest()}\n")
+    with launched(tmp_path, "--model", "scripted", "--replicas", "1") as launcher:
+        launcher.expect("^AUTH=api-keys: .* Authorization: Bearer KEY$")
+        chats = f"{launcher.url()}/api/v1/chats"
+        with client() as one:
+            assert one.get(chats).status_code == 401
+            assert one.get(chats, headers={"Authorization": "Bearer a-key"}).status_code == 200
 
 
 def test_an_outside_redis_that_is_not_there_ends_the_start(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
+import json
 import re
 import socket
 import threading
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
+from uuid import uuid4
 
 import pytest
 import uvicorn
@@ -364,6 +367,97 @@ def test_a_key_that_ran_out_is_asked_for_again_and_nothing_is_lost(
     page.get_by_role("button", name="Send again").click()
     expect(screen.answer).to_contain_text("at last")
     expect(screen.status).to_have_text("Finished")
+
+
+def test_a_stop_of_somebody_who_has_left_is_not_sent_by_the_next(
+    screens: Callable[..., SignInScreen], keyed: str
+) -> None:
+    screen = screens(keyed)
+    page = screen.page
+    page.goto(f"{keyed}#{new_chat()}")
+    screen.sign_in()
+    screen.send(ENDLESS)
+    expect(screen.answer).to_contain_text("some")
+    held: list[Route] = []
+    page.route(STOP_CALL, lambda route: held.append(route))
+    with page.expect_request(STOP_CALL):
+        screen.stop.click()
+    screen.sign_out()
+    with page.expect_response(STOP_CALL):
+        held[0].fulfill(status=401, json={"detail": "Not authenticated."})
+    screen.sign_in()
+    screen.send(script(text="of the next", pace_ms=1))
+    expect(screen.status).to_have_text("Finished")
+    assert len(held) == 1
+
+
+def test_a_page_that_was_kept_aside_is_made_anew_where_its_person_has_signed_out_since(
+    screens: Callable[..., SignInScreen], keyed: str
+) -> None:
+    screen = screens(keyed)
+    page = screen.page
+    page.goto(f"{keyed}#{new_chat()}")
+    screen.sign_in()
+    screen.box.fill("not for the next one")
+    back = "dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))"
+    page.evaluate(back)
+    expect(screen.dialog).to_be_hidden()
+    page.evaluate("sessionStorage.clear()")  # as a later page of this tab does at a sign-out
+    with page.expect_navigation():
+        page.evaluate(back)
+    expect(screen.dialog).to_be_visible()
+    expect(screen.box).to_have_value("")
+
+
+# ---------------------------------------------------------------- with a token
+
+
+def token_of(name: str) -> str:
+    claims = base64.urlsafe_b64encode(json.dumps({"sub": name}).encode()).decode().rstrip("=")
+    return f"head.{claims}.{uuid4().hex}"
+
+
+def test_what_is_left_of_one_person_is_not_for_the_next_whose_token_is_taken(
+    screens: Callable[..., SignInScreen], valkey_url: str, tmp_path: Path
+) -> None:
+    old, new, other = token_of("ann"), token_of("ann"), token_of("bob")
+    with guarded(valkey_url, tmp_path, "jwt", lambda app: Guard(app, {f"Bearer {old}"})) as (url, guard):
+        screen = screens(url)
+        page = screen.page
+        field = page.get_by_label("Token")
+
+        def stop_with(token: str, good: str) -> None:
+            """Press Stop with a token that has run out, and sign in with another."""
+            guard.good = {f"Bearer {good}"}
+            screen.stop.click()
+            expect(screen.problem).to_contain_text("not good any more")
+            field.fill(token)
+            screen.press_sign_in()
+            expect(screen.dialog).to_be_hidden()
+
+        page.goto(f"{url}#{(chat_id := new_chat())}")
+        field.fill(old)
+        screen.press_sign_in()
+        expect(screen.dialog).to_be_hidden()
+        screen.send(ENDLESS)
+        expect(screen.answer).to_contain_text("some")
+        screen.box.fill("still to be said")
+        stop_with(new, good=new)
+        expect(screen.answer).to_contain_text(STOPPED_AFTER)
+        expect(screen.box).to_have_value("still to be said")
+
+        screen.box.fill("")
+        screen.send(ENDLESS)
+        expect(screen.answer.last).to_contain_text("some")
+        screen.box.fill("of ann alone")
+        guard.seen.clear()
+        stop_with(other, good=other)
+        expect(page.locator("#title")).not_to_have_text(chat_id)
+        expect(screen.box).to_have_value("")
+        expect(page.get_by_role("article")).to_have_count(0)
+        assert set(screen.remembered()) == {"haltline.sign-in-subject", "haltline.sign-in"}
+        assert [given for path, given in guard.seen if "/stop/" in path] == [f"Bearer {new}"]
+        page.goto("about:blank")  # ann's run ends with its page
 
 
 def test_the_dialog_fits_and_is_easy_to_read(screens: Callable[..., SignInScreen], keyed: str) -> None:

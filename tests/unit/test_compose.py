@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,16 @@ def test_an_old_compose_is_refused(
     else:
         with pytest.raises(CannotStart, match=told):
             compose.check_compose()
+
+
+@pytest.mark.parametrize(("more", "words"), [('"live_runs": 3', ", live runs 3"), ('"version": "1"', "")])
+def test_health_is_told_whether_or_not_a_replica_tells_of_its_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: str, words: str
+) -> None:
+    told = f'{{"status": "healthy", "redis": "connected", "model": "scripted", {more}}}'
+    done = subprocess.CompletedProcess((), 0, stdout=told, stderr="")
+    monkeypatch.setattr(compose, "docker", lambda *_: done)
+    monkeypatch.setattr(compose, "_url", lambda: "http://127.0.0.1:1")
+    compose.health()
+    shown = capsys.readouterr().out.splitlines()[0]
+    assert shown.endswith(f"healthy      redis connected, model scripted{words}")

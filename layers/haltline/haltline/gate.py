@@ -55,11 +55,7 @@ class Gate:
         headers, path = Headers(scope=scope), str(scope["path"])
         if self._names is not None and not _is_ours(headers.get("host", ""), self._names):
             return _answer(421, "AUTH=none answers to no such host name. Name it in ALLOWED_HOSTS if it is yours.")
-        if (
-            scope["method"] not in _SAFE
-            and headers.get("sec-fetch-site") in _ELSEWHERE
-            and not self._origins & {headers.get("origin"), "*"}
-        ):
+        if scope["method"] not in _SAFE and self._is_foreign(headers):
             return _answer(403, "A page of another origin may not do this. CORS_ORIGINS names those that may.")
         if path in OPEN or path.startswith(_STATIC):
             return None
@@ -86,6 +82,17 @@ class Gate:
             ) as error:  # what needs the bus is refused by it; the rest would be refused for nothing
                 logger.warning("error=<{}> | a request was not counted", error)
         return None
+
+    def _is_foreign(self, headers: Headers) -> bool:
+        """Whether a browser says that a page sends this which is neither ours nor one of CORS_ORIGINS."""
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if self._origins & {origin, "*"}:
+            return False
+        if site is None and origin is not None and self._names is not None:
+            # To another machine by plain HTTP a browser says no more. Only AUTH=none is asked to rely on it: a proxy
+            # may have changed the host's name, and a credential is nothing that a page of another site has.
+            return origin.partition("://")[2] != headers.get("host", "").lower()
+        return site in _ELSEWHERE
 
 
 def _answer(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -59,12 +59,14 @@ export async function stopChat(chatId, { runId = null, wait = 5 } = {}) {
   if (runId) query.set("run_id", runId);
   // Longer than `wait`, so that only a server that hangs is given up on and the button can be pressed again.
   const options = { method: "POST", patienceMs: (wait + 5) * 1000 };
+  const { session } = signIn;
   for (;;) {
     try {
       const response = await call(`stop/${encodeURIComponent(chatId)}?${query}`, options);
       return { ...(await response.json()), replica: response.headers.get("X-Replica") };
     } catch (error) {
       if (error.status !== 401 || signIn.way.with === "nothing") throw error;
+      if (session !== signIn.session) throw error; // whoever wanted it has left
     }
     remember(WAITING_STOP, { chatId, runId }); // for one who leaves this page to sign in
     await signIn.again();

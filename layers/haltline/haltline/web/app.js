@@ -282,6 +282,11 @@ signIn.onforgotten = () => {
 
 $("sign-out").addEventListener("click", () => signIn.out());
 
+// A page that the browser kept aside comes back as it was, also to whoever sits there after a sign-out.
+window.addEventListener("pageshow", (event) => {
+  if (event.persisted && !signIn.fresh) location.reload();
+});
+
 // ---------------------------------------------------------------- the list on a narrow screen
 
 function showDrawer(open) {

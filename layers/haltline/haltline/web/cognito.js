@@ -52,15 +52,6 @@ export function logout(way) {
   return `${way.domain}/logout?${new URLSearchParams({ client_id: way.client_id, logout_uri: pageAddress() })}`;
 }
 
-/** Whose token it is. Not checked: the server does that. */
-export function subject(token) {
-  try {
-    return JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"))).sub ?? null;
-  } catch {
-    return null;
-  }
-}
-
 async function tokens(way, grant) {
   const response = await fetch(`${way.domain}/oauth2/token`, {
     method: "POST",

@@ -17,7 +17,7 @@ const UNREACHABLE = "The sign-in server cannot be reached. Try again.";
 class SignIn {
   way = { with: "nothing" }; // what the server asks for: nothing, key, token, or cognito with its domain and client_id
   asked = null; // why it is asked for now, in words that may be empty; null while it is not
-  session = 0; // another one with each sign-out
+  session = 0; // another one with each person
   onchange = () => {};
   onsigned = () => {}; // it was asked for, and is done
   onforgotten = () => {}; // somebody has left, and what was theirs is gone from this tab
@@ -49,9 +49,15 @@ class SignIn {
     return this.#held.with === "cognito" ? this.#held.id : `Bearer ${this.#held.value}`;
   }
 
-  /** For a key or a token that the server has taken. */
+  /** For a key or a token that the server has taken. Whose a key is nobody but the server knows. */
   hold(value) {
+    if (this.way.with === "token") this.#belongTo(tokenSubject(value));
     this.#signed({ with: this.way.with, value });
+  }
+
+  /** Whether this page holds what its tab remembers. One that a browser has kept aside may not: see `pageshow`. */
+  get fresh() {
+    return JSON.stringify(this.#held) === JSON.stringify(recall(HELD));
   }
 
   /** Leaves this page for the hosted one. */
@@ -90,8 +96,6 @@ class SignIn {
 
   /** Forgets all that this tab remembers. */
   out() {
-    this.session += 1;
-    this.#waiting = [];
     clearTimeout(this.#timer);
     this.#forget();
     this.#ask("");
@@ -114,9 +118,7 @@ class SignIn {
     if (error) return `The sign-in was refused: ${why ?? error}.`;
     try {
       const fresh = await cognito.redeem(this.way, code, begun.verifier);
-      const subject = cognito.subject(fresh.id);
-      if (![null, subject].includes(recall(SUBJECT))) this.#forget();
-      remember(SUBJECT, subject);
+      this.#belongTo(tokenSubject(fresh.id));
       this.#hold(tokensOf(fresh));
       return "";
     } catch (trouble) {
@@ -146,7 +148,15 @@ class SignIn {
     this.#timer = setTimeout(() => this.renew(this.header).catch(() => {}), wait);
   }
 
+  /** What is here of somebody else, drafts and stops that wait, is not for this one. */
+  #belongTo(subject) {
+    if (![null, subject].includes(recall(SUBJECT))) this.#forget();
+    remember(SUBJECT, subject);
+  }
+
   #forget() {
+    this.session += 1;
+    this.#waiting = [];
     forgetAll();
     this.onforgotten();
   }
@@ -192,6 +202,15 @@ class SignIn {
 /** By this computer's clock and the length of its life: what the token says of its end is by another clock. */
 function tokensOf({ id, refresh, lifeMs }) {
   return { with: "cognito", id, refresh, renewAt: Date.now() + lifeMs * RENEWED_AFTER };
+}
+
+/** Whose token it is. Not checked: the server does that. */
+function tokenSubject(token) {
+  try {
+    return JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"))).sub ?? null;
+  } catch {
+    return null;
+  }
 }
 
 export const signIn = new SignIn();

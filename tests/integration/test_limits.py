@@ -176,6 +176,29 @@ async def test_a_refused_run_leaves_no_trace(runner: Runner, chat_of: Callable[[
         await runner.start(chat_of(1), "hello", Arrival(), run_id=run_id)
 
 
+async def test_what_was_told_of_a_refused_run_is_not_told_of_the_run_that_its_id_names_then(
+    sides: tuple[Side, Side], chat_of: Callable[[int], str]
+) -> None:
+    """A stop came while the first was being refused; the next one finds the second, which is live."""
+    one, other = sides
+    run = Run(chat_of(0), new_run_id(), Arrival())
+    assert await one.bus.begin(run) == Begun()
+    assert (await other.bus.stop(run.chat_id, Arrival(), wait=True)).state is StopState.LIVE
+    waiting = asyncio.create_task(other.bus.wait_end(run.chat_id, run.run_id, 5))
+    await asyncio.sleep(0)
+    await one.bus.end(run, Receipt(run.run_id, Outcome.REFUSED))
+    refused = await waiting
+    assert refused is None or refused.outcome is Outcome.REFUSED
+    again = Run(run.chat_id, run.run_id, Arrival())
+    assert await one.bus.begin(again) == Begun()
+    assert (await other.bus.stop(run.chat_id, Arrival(), wait=True)).run_id == run.run_id
+    waiting = asyncio.create_task(other.bus.wait_end(run.chat_id, run.run_id, 5))
+    await asyncio.wait({waiting}, timeout=0.05)
+    assert not waiting.done()
+    await one.bus.end(again, Receipt(run.run_id, Outcome.STOPPED))
+    assert (await waiting).outcome is Outcome.STOPPED  # type: ignore[union-attr]
+
+
 # ---- chats
 
 

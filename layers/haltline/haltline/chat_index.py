@@ -218,9 +218,12 @@ class ChatIndex:
         return 0, []  # emptied twice while we looked
 
     async def rebuild(self, owner: str | None) -> None:
-        """Make the list of a namespace again, or those of all. Raises: BusUnavailable, ChatStoreError."""
+        """Make the list of a namespace again, or those of all. Raises: BusUnavailable, ChatStoreError.
+
+        All as well where that of nobody is asked for, as one that is whole says that all are.
+        """
         found: dict[str, list[tuple[str, int, float]]] = {owner or "": []}
-        for chat in await self._store.scan(owner):
+        for chat in await self._store.scan(owner or None):
             found.setdefault(namespace(chat[0]), []).append(chat)
         live = await self._bus.live_among([chat for chats in found.values() for chat, _, _ in chats])
         async with reachable():

@@ -328,7 +328,7 @@ async def test_a_cursor_fits_the_query_it_is_sent_in(
     """However its reader is called."""
     who = Principal(name)
     chats = [who.scoped(letter * 128) for letter in "yx"]
-    await put_each(index, clock, {chat: 1 for chat in chats}, live=True)
+    await put_each(index, clock, dict.fromkeys(chats, 1), live=True)
     live.runs = dict.fromkeys(chats, "r")
     first = await index.page(who.namespace, 1, None, status)
     cursor = first.next_cursor

@@ -182,6 +182,16 @@ async def test_a_removed_chat_is_gone(index: ChatIndex, clock: Clock, redis: Red
     assert await redis.ttl("gone:{chats}") > 0
 
 
+async def test_what_was_deleted_long_ago_is_forgotten_though_deletions_go_on(
+    index: ChatIndex, clock: Clock, redis: Redis
+) -> None:
+    """Also of chats that nobody wrote: anyone may name as many of these as they like."""
+    for minute in range(30):
+        clock.after(minute * 60_000)
+        await index.remove(f"chat-{minute}")
+    assert await redis.zcard("gone:{chats}") == 10
+
+
 # ---- pages
 
 

@@ -352,6 +352,8 @@ async def test_the_kill_switch_halts_every_run_of_everyone_and_says_how_many(
     ):
         for replica, headers in people:  # one that is not listed yet halts as well, and stands in no answer
             await until(partial(is_listed, http, replica, headers, chat))
+        one_persons = await http.post(at(guarded.keys, "stop/all?principal=bob"), headers=ops)
+        assert one_persons.status_code == 422  # it would be everybody's
         answer = (await http.post(at(guarded.tokens, "stop/all"), headers=guarded.token_of("ops"))).json()
         assert {k: v for k, v in answer.items() if k != "results"} == {"total": 3, "confirmed": 3, "failed": 0}
         assert sorted((r["principal"], r["chat_id"], r["status"]) for r in answer["results"]) == [

@@ -16,7 +16,7 @@ CHANNELS = ["replica:*"]
 CONNECTION = ["ping", "info", "subscribe", "cluster|slots", "script|load", "evalsha"]
 OUTSIDE = ["get", "set", "mget", "del", "hset", "hkeys", "hmget", "zmscore"]
 IN_SCRIPTS = ["time", "get", "getdel", "set", "del", "publish", "exists", "expire"]
-IN_LIST = ["zadd", "zrem", "zrange", "zcard", "zscore", "hset", "hget", "hdel", "hexists", "sadd", "srem", "sismember"]
+IN_LIST = ["zadd", "zrem", "zrange", "zcard", "zscore", "zremrangebyscore", "hset", "hget", "hdel", "hexists"]
 IN_LIMITS = ["lindex", "lpush", "ltrim", "pexpire", "hlen", "hgetall", "hset", "hdel", "expire"]
 
 COMMANDS = list(dict.fromkeys(CONNECTION + OUTSIDE + IN_SCRIPTS + IN_LIST + IN_LIMITS))

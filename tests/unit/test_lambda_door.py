@@ -14,9 +14,11 @@ import pytest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from haltline.inputs import arrival, caller, mark_principal
+from haltline.chat_routes import invoked
+from haltline.inputs import InvokedChat, arrival, caller, mark_principal
 from haltline.lambda_door import END_BEFORE, TOLD, LambdaDoor
-from haltline.principals import ANYONE, MAX_NAME_BYTES, Principal
+from haltline.principals import ANYONE, MAX_NAME_BYTES, LimitReached, Principal
+from haltline.runs import Arrival, Caller
 
 AT = 1795711882061
 REST = {"requestId": "r", "requestTimeEpoch": AT, "authorizer": {"claims": {"sub": "ann"}}}
@@ -235,3 +237,29 @@ def test_a_freeze_with_the_last_byte_is_a_rest(monkeypatch: pytest.MonkeyPatch) 
     passed.with_the_last_word = lambda: None
     passed(REST)
     assert passed.bus.renewed == 1
+
+
+# ---- how much
+
+
+@pytest.mark.parametrize(
+    ("door", "named", "counted"),
+    [("ada/x", None, "ada%2Fx"), ("", "bob", "bob"), ("", None, "")],
+    ids=["a Function URL", "an invocation for somebody", "an invocation"],
+)
+async def test_what_comes_as_an_event_is_counted_for_whom_it_is(door: str, named: str | None, counted: str) -> None:
+    """Its path lies outside of the API, where the gate counts."""
+    asked: list[str] = []
+
+    async def count_request(owner: str) -> None:
+        asked.append(owner)
+        raise LimitReached("Too many.", 1)
+
+    resources: Any = SimpleNamespace(
+        settings=SimpleNamespace(auth="apigateway"), limits=SimpleNamespace(count_request=count_request)
+    )
+    runner: Any = None  # nothing is begun
+    body = InvokedChat(chat_id="x", message="hello", principal=named)
+    with pytest.raises(LimitReached):
+        await invoked(body, Arrival(), Caller(Principal(door)), runner, resources)
+    assert asked == [counted]

@@ -186,7 +186,7 @@ def _bearer(scope: Scope, what: str) -> bytes:
     if len(headers) != 1:
         _refuse("none was sent" if not headers else "more than one was sent", _SEND.format(what))
     scheme, _, sent = headers[0].partition(b" ")
-    sent = sent.lstrip(b" ")
+    sent = sent.strip(b" \t")  # blanks behind a header's value are none of it, and the server leaves them
     if scheme.lower() != b"bearer" or not sent:
         _refuse("another scheme or an empty one", _SEND.format(what))
     return bytes(sent)

@@ -22,13 +22,14 @@ from typing import Literal
 from redis.asyncio import Redis
 
 from haltline.chats import ChatStore
-from haltline.principals import LimitReached, namespace
+from haltline.principals import LimitReached, chat_id_of, namespace
 from haltline.redis_bus import reachable
 from haltline.runs import Arrival
 from haltline.signals import SignalBus
 
 WHOLE, STOPPED, LIVE_OF_ALL = "whole:{chats}", "stopped:{chats}", "live:{chats}"
 REBUILD_AT_ONCE = 1000  # chats
+GONE_FOR = 600_000  # ms that a deleted chat is remembered: longer than the store is read for a list
 ROOM_LATER = 60  # seconds after which it is worth trying whether a chat was deleted meanwhile
 
 
@@ -41,18 +42,20 @@ def keys(namespace: str) -> list[str]:
 # ARGV: chat, messages, time ms, '1' | '' live
 _PUT = """
 redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
-redis.call('SREM', KEYS[4], ARGV[1])
+redis.call('ZREM', KEYS[4], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 for _, live in ipairs({KEYS[3], KEYS[7]}) do
   if ARGV[4] == '1' then redis.call('HSET', live, ARGV[1], '1') else redis.call('HDEL', live, ARGV[1]) end
 end
 return redis.call('GET', KEYS[6])
 """
+# ARGV: chat, time ms, ms that it is remembered
 _REMOVE = """
 redis.call('ZREM', KEYS[1], ARGV[1]); redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('HDEL', KEYS[3], ARGV[1]); redis.call('HDEL', KEYS[7], ARGV[1])
 -- whoever makes the list again, now or with another, may have seen the chat before it was deleted
-redis.call('SADD', KEYS[4], ARGV[1]); redis.call('EXPIRE', KEYS[4], 600)
+redis.call('ZADD', KEYS[4], ARGV[2], ARGV[1]); redis.call('PEXPIRE', KEYS[4], ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', ARGV[2] - ARGV[3]) -- or who goes on deleting would fill the memory
 """
 # ARGV: stamp ms, age ms, ttl s. As in STOP: a stamp from the future counts as now.
 _STOP_ALL = """
@@ -100,7 +103,7 @@ return {redis.call('ZCARD', KEYS[1]), cjson.encode(page)}
 # ARGV: '1' for the last part | '', then [chat, messages, time ms]... What the index knows already is newer.
 _REBUILD = """
 for i = 2, #ARGV, 3 do
-  local gone = redis.call('SISMEMBER', KEYS[4], ARGV[i]) == 1
+  local gone = redis.call('ZSCORE', KEYS[4], ARGV[i])
   if not gone and redis.call('ZADD', KEYS[1], 'NX', ARGV[i + 2], ARGV[i]) == 1 then
     redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
   end
@@ -170,7 +173,7 @@ class ChatIndex:
     async def remove(self, chat_id: str) -> None:
         """Forget a deleted chat. Raises: BusUnavailable."""
         async with reachable():
-            await self._remove(keys=keys(namespace(chat_id)), args=[chat_id])
+            await self._remove(keys=keys(namespace(chat_id)), args=[chat_id, _now(), GONE_FOR])
 
     async def admit(self, chat_id: str, most: int) -> None:
         """List a chat that is about to be written for the first time, where its principal has fewer than `most`.
@@ -191,7 +194,7 @@ class ChatIndex:
 
         Raises: BadCursor; BusUnavailable; ChatStoreError where the index had to be made again and could not.
         """
-        after = _decode(cursor) if cursor else ("", "")
+        after = _decode(cursor, owner) if cursor else ("", "")
         live = await self._live(owner)  # first: it waits for runs that were told to halt, which then are in the rows
         if status == "running":
             return await self._running(owner, limit, after, live)
@@ -218,9 +221,12 @@ class ChatIndex:
         return 0, []  # emptied twice while we looked
 
     async def rebuild(self, owner: str | None) -> None:
-        """Make the list of a namespace again, or those of all. Raises: BusUnavailable, ChatStoreError."""
+        """Make the list of a namespace again, or those of all. Raises: BusUnavailable, ChatStoreError.
+
+        All as well where that of nobody is asked for, as one that is whole says that all are.
+        """
         found: dict[str, list[tuple[str, int, float]]] = {owner or "": []}
-        for chat in await self._store.scan(owner):
+        for chat in await self._store.scan(owner or None):
             found.setdefault(namespace(chat[0]), []).append(chat)
         live = await self._bus.live_among([chat for chats in found.values() for chat, _, _ in chats])
         async with reachable():
@@ -269,12 +275,13 @@ def _now() -> int:
 
 
 def _encode(score: str, chat_id: str) -> str:
-    return base64.urlsafe_b64encode(f"{score} {chat_id}".encode()).decode().rstrip("=")
+    # Whose list it is its reader knows; a principal's name could make it longer than a query may be.
+    return base64.urlsafe_b64encode(f"{score} {chat_id_of(chat_id)}".encode()).decode().rstrip("=")
 
 
-def _decode(cursor: str) -> tuple[str, str]:
+def _decode(cursor: str, owner: str) -> tuple[str, str]:
     try:
         score, chat_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii").split(" ")
-        return str(int(float(score))), chat_id
+        return str(int(float(score))), f"{owner}/{chat_id}" if owner else chat_id
     except (binascii.Error, ValueError, OverflowError):
         raise BadCursor("not a cursor of this list; leave it out to begin at the newest chat") from None

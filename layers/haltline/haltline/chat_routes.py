@@ -87,6 +87,7 @@ async def invoked(
             wrong = {"loc": ("body", "principal"), "msg": "you speak for yourself here", "type": "principal"}
             raise RequestValidationError([wrong])
         caller = replace(caller, principal=Principal(body.principal))
+    await resources.limits.count_request(caller.principal.namespace)  # the gate cannot tell yet for whom this is
     chat = caller.principal.scoped(body.chat_id)
     return await send(chat, body, arrival, caller, runner, resources, body.if_running)
 

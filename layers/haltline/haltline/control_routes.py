@@ -86,11 +86,19 @@ async def stop_bulk(
     responses=errors(401, 403, 422, 503),
 )
 async def stop_everything(
-    caller: CallerOf, arrival: ArrivalOf, resources: ResourcesOf, request: Request, wait: Wait = 5.0
+    caller: CallerOf,
+    arrival: ArrivalOf,
+    resources: ResourcesOf,
+    request: Request,
+    wait: Wait = 5.0,
+    principal: Annotated[str | None, Query(include_in_schema=False)] = None,
 ) -> StopAllAnswer:
     """Halt every run of every principal that arrived before this, those that are just beginning too. For an admin."""
     if not caller.principal.admin:
         raise HTTPException(403, "Only an admin may stop what is another's.")
+    if principal is not None:  # taken for all of one principal's it would stop everybody's
+        wrong = {"loc": ("query", "principal"), "msg": "all means everybody's; name chats", "type": "value_error"}
+        raise RequestValidationError([wrong])
     results = await stop_all(resources, arrival, wait=wait, turn=_turn(resources, request))
     confirmed = sum(r.status in _CONFIRMED for r in results)
     logger.warning("chats=<{}> confirmed=<{}> | all were stopped, as an admin asked", len(results), confirmed)

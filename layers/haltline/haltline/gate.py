@@ -55,7 +55,7 @@ class Gate:
         headers, path = Headers(scope=scope), str(scope["path"])
         if self._names is not None and not _is_ours(headers.get("host", ""), self._names):
             return _answer(421, "AUTH=none answers to no such host name. Name it in ALLOWED_HOSTS if it is yours.")
-        if scope["method"] not in _SAFE and self._is_foreign(headers):
+        if scope["method"] not in _SAFE and self._is_from_elsewhere(headers):
             return _answer(403, "A page of another origin may not do this. CORS_ORIGINS names those that may.")
         if path in OPEN or path.startswith(_STATIC):
             return None
@@ -83,16 +83,16 @@ class Gate:
                 logger.warning("error=<{}> | a request was not counted", error)
         return None
 
-    def _is_foreign(self, headers: Headers) -> bool:
-        """Whether a browser says that a page sends this which is neither ours nor one of CORS_ORIGINS."""
+    def _is_from_elsewhere(self, headers: Headers) -> bool:
+        """Whether a browser says that a page sends this which may not."""
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if self._origins & {origin, "*"}:
             return False
-        if site is None and origin is not None and self._names is not None:
-            # To another machine by plain HTTP a browser says no more. Only AUTH=none is asked to rely on it: a proxy
-            # may have changed the host's name, and a credential is nothing that a page of another site has.
-            return origin.partition("://")[2] != headers.get("host", "").lower()
-        return site in _ELSEWHERE
+        if site is not None or origin is None or self._names is None:
+            return site in _ELSEWHERE
+        # Browsers tell the site only where they trust the address: by http that is this machine's alone.
+        host = origin.lower().partition("://")[2]
+        return host != headers.get("host", "").lower() and _name_of(host) not in self._names
 
 
 def _answer(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -101,8 +101,7 @@ def _answer(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 
 def _is_ours(host: str, names: frozenset[str]) -> bool:
     """Whether no stranger can have made this name: an address, a single word, below localhost, or one of `names`."""
-    name = host.lower().rpartition(":")[0] if not host.endswith("]") and ":" in host else host.lower()
-    name = name.rstrip(".")
+    name = _name_of(host.lower())
     if "." not in name or name.endswith(".localhost") or name in names or "*" in names:
         return True
     try:
@@ -110,3 +109,9 @@ def _is_ours(host: str, names: frozenset[str]) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _name_of(host: str) -> str:
+    """Of a host in lower case the name, without its port and the dot at its end."""
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    return name.rstrip(".")

@@ -372,7 +372,8 @@ class RedisBus:
 
     def _received(self, told: dict[str, Any]) -> None:
         which, receipt = (told["chat_id"], told["run_id"]), _receipt(told)
-        self._told[which] = receipt  # it may come before the reply of the STOP that asked for it
+        if receipt.outcome is not Outcome.REFUSED:  # what was refused may be sent again by its id, and then runs
+            self._told[which] = receipt  # it may come before the reply of the STOP that asked for it
         if len(self._told) > RECEIPTS_KEPT:
             self._told.popitem(last=False)
         for future in self._waiting.get(which, ()):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from haltline.execution import Execution
+from haltline.principals import LimitReached
 from haltline.runs import Arrival, Caller, Outcome, Receipt, Run, StopReason, new_run_id
 from haltline.signals import BusUnavailable
 from haltline.taking import take_chat
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from haltline.agent import AgentSource
     from haltline.announcements import Announcements
     from haltline.chat_index import ChatIndex
-    from haltline.chats import ChatStore
+    from haltline.chats import ChatDocument, ChatStore
     from haltline.limits import Limits
     from haltline.metrics import Metrics
     from haltline.signals import SignalBus
@@ -101,8 +102,7 @@ class Runner:
         if begun.stopped:
             run.begun_deleted = begun.stopped is StopReason.DELETED
             run.token.stop(begun.stopped)
-        else:
-            await self._admit(run, is_new=document.version == 0)
+        await self._admit(run, document, begun.stopped)
         execution = Execution(run, message, document, self._deps)
         if self._grace_over:
             run.token.stop(StopReason.SHUTDOWN)
@@ -114,17 +114,30 @@ class Runner:
         logger.info("chat_id=<{}> run_id=<{}> | run begun", run.chat_id, run.run_id)
         return execution
 
-    async def _admit(self, run: Run, *, is_new: bool) -> None:
-        """Count a run that holds its chat, and the chat where it is new. Gives the chat back where it raises."""
+    async def _admit(self, run: Run, document: ChatDocument, stopped: StopReason | None) -> None:
+        """Count a run that holds its chat, and the chat where it is new. Gives the chat back where it raises.
+
+        One that was stopped before it began calls no model, so it takes no run's place; it may write a chat all the
+        same.
+        """
         deps = self._deps
         try:
-            await deps.limits.count_run(run)
-            if is_new and deps.max_chats:
-                await deps.index.admit(run.chat_id, deps.max_chats)
+            if not stopped:
+                await deps.limits.count_run(run)
+            if deps.max_chats and not run.begun_deleted:
+                await self._admit_chat(run.chat_id, document)
         except BaseException:
             with suppress(BusUnavailable):
                 await deps.bus.end(run, Receipt(run.run_id, Outcome.REFUSED))
             raise
+
+    async def _admit_chat(self, chat_id: str, document: ChatDocument) -> None:
+        try:
+            await self._deps.index.admit(chat_id, self._deps.max_chats)
+        except LimitReached:
+            # It may be one whose listing failed; or one that was deleted since it was read, and would be a new one.
+            if not document.version or not (await self._deps.store.load(chat_id)).version:
+                raise
 
     def _begun(self, _: asyncio.Task[Execution]) -> None:
         self._beginning -= 1

@@ -143,6 +143,29 @@ async def test_of_300_at_once_as_many_requests_are_answered_as_may(limited: Limi
         assert (await http.get(f"{replica.url}/health", headers=headers)).status_code == 200
 
 
+async def test_many_stops_of_one_principal_are_refused_but_never_of_a_live_run(
+    limited: Limited, http: httpx.AsyncClient
+) -> None:
+    """Each is kept for an hour: without a bound one principal could fill Redis for all."""
+    one, other = limited.replicas
+    headers, beside = limited.guest(), limited.guest()
+    bulk = {"chat_ids": [new_chat() for _ in range(1000)]}
+    most = 10 * MOST_REQUESTS
+    for n in range(most // 1000):
+        answer = await http.post(at((one, other)[n % 2], "stop/bulk"), json=bulk, headers=headers)
+        assert answer.json()["successful"] == 1000
+    assert refused(await http.post(at(one, "stop/bulk"), json=bulk, headers=headers))
+    answers = await asyncio.gather(
+        *(http.post(at(one, f"stop/{new_chat()}"), headers=headers) for _ in range(most % 1000 + 5))
+    )
+    assert Counter(a.status_code for a in answers) == {200: most % 1000, 429: 5}
+    assert (await http.post(at(one, f"stop/{new_chat()}"), headers=beside)).status_code == 200
+    chat = new_chat()
+    async with live_run(http, one, chat, headers=headers) as turn:
+        await stop(http, other, chat, headers=headers)
+        assert (await turn.finish()).closing == [STOPPED]
+
+
 # ---- chats, and how long a message may be
 
 

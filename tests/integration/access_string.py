@@ -10,14 +10,14 @@ from __future__ import annotations
 KEYS = [
     *("stop:*", "run:{stop:*", "replica:*"),
     *(f"{name}:{{chats}}*" for name in ("index", "info", "live", "gone")),  # each principal's behind it
-    *("whole:{chats}", "stopped:{chats}", "requests:*", "live_runs:*"),
+    *("whole:{chats}", "stopped:{chats}", "requests:*", "stops:*", "live_runs:*"),
 ]
 CHANNELS = ["replica:*"]
 CONNECTION = ["ping", "info", "subscribe", "cluster|slots", "script|load", "evalsha"]
 OUTSIDE = ["get", "set", "mget", "del", "hset", "hkeys", "hmget", "zmscore"]
 IN_SCRIPTS = ["time", "get", "getdel", "set", "del", "publish", "exists", "expire"]
 IN_LIST = ["zadd", "zrem", "zrange", "zcard", "zscore", "zremrangebyscore", "hset", "hget", "hdel", "hexists"]
-IN_LIMITS = ["lindex", "lpush", "ltrim", "pexpire", "hlen", "hgetall", "hset", "hdel", "expire"]
+IN_LIMITS = ["lindex", "lpush", "ltrim", "incrby", "pttl", "pexpire", "hlen", "hgetall", "hset", "hdel", "expire"]
 
 COMMANDS = list(dict.fromkeys(CONNECTION + OUTSIDE + IN_SCRIPTS + IN_LIST + IN_LIMITS))
 

@@ -275,6 +275,9 @@ async def test_the_access_string_names_what_is_used_and_no_more(way: Way, cluste
         await forget(bus.redis)
         limits = Limits(bus.redis, bus, requests_per_minute=1, live_runs=1, run_timeout=60)
         await limits.count_request("ann")
+        await limits.count_stops("ann", 1000)
+        with pytest.raises(LimitReached):
+            await limits.count_stops("ann", 1)
         await limits.count_run(live)
         with pytest.raises(LimitReached):
             await limits.count_run(Run(live.chat_id, new_run_id(), Arrival()))

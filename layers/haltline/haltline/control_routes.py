@@ -39,9 +39,9 @@ from haltline.openapi import (
     StopAnswer,
     errors,
 )
-from haltline.principals import chat_id_of
+from haltline.principals import LimitReached, chat_id_of
 from haltline.resources import Resources
-from haltline.runs import Outcome, Receipt, Run, StopReason, new_run_id
+from haltline.runs import Caller, Outcome, Receipt, Run, StopReason, new_run_id
 from haltline.settings import on_lambda
 from haltline.signals import BusUnavailable
 from haltline.stopping import stop_all, stop_chat, stop_many
@@ -57,10 +57,11 @@ _CONFIRMED = ("stopped", "finished", "idle")  # what tells that no run of the ch
     tags=["stop"],
     summary="Stop many chats",
     response_model=BulkStopAnswer,
-    responses=errors(401, 403, 408, 413, 422, 503),
+    responses=errors(401, 403, 408, 413, 422, 429, 503),
     openapi_extra=body_docs(BulkStopRequest),
 )
 async def stop_bulk(
+    caller: CallerOf,
     whose: Whose,
     body: Annotated[BulkStopRequest, Depends(read_bulk_stop_request)],
     arrival: ArrivalOf,
@@ -69,7 +70,8 @@ async def stop_bulk(
     wait: Wait = None,
 ) -> BulkStopAnswer:
     """Stop 1 to 1,000 chats. One verdict a chat, in the order asked; 503 when none could be stored."""
-    chats = map(whose.scoped, body.chat_ids)
+    chats = [whose.scoped(chat_id) for chat_id in body.chat_ids]
+    await _count(resources, caller, chats)
     results = await stop_many(resources, chats, arrival, wait=wait, turn=_turn(resources, request))
     if all(r.status == "failed" for r in results):
         raise BusUnavailable("no stop could be stored")
@@ -110,15 +112,29 @@ def _turn(resources: Resources, request: Request) -> Any:
     return None if on_lambda() else partial(resources.bulk_turns.wait, line_of(request.scope))
 
 
+async def _count(resources: Resources, caller: Caller, chats: list[str]) -> None:
+    """Raises: LimitReached, but for a chat that has a live run: a stop of what runs always gets through."""
+    if caller.principal.admin:
+        return
+    try:
+        await resources.limits.count_stops(caller.principal.namespace, len(chats))
+    except LimitReached:
+        if len(chats) > 1 or not await resources.bus.live_among(chats):
+            raise
+    except BusUnavailable as error:  # the replica that has the run needs no bus to stop it
+        logger.warning("error=<{}> | a stop was not counted", error)
+
+
 @router.post(
     "/stop/{chat_id}",
     tags=["stop"],
     summary="Stop a chat",
     response_model=StopAnswer,
     response_model_exclude_unset=True,
-    responses=errors(401, 403, 422, 503),
+    responses=errors(401, 403, 422, 429, 503),
 )
 async def stop(
+    caller: CallerOf,
     whose: Whose,
     chat_id: ChatPath,
     arrival: ArrivalOf,
@@ -130,7 +146,9 @@ async def stop(
 
     With `?wait=SECONDS` the answer says what really happened. With `?run_id=` only that run is meant.
     """
-    return await stop_chat(resources, whose.scoped(chat_id), arrival, run_id=run_id, wait=wait)
+    chat = whose.scoped(chat_id)
+    await _count(resources, caller, [chat])
+    return await stop_chat(resources, chat, arrival, run_id=run_id, wait=wait)
 
 
 @router.get(

@@ -1,6 +1,8 @@
 """What one principal may have: requests in a minute, runs at once. Counted in Redis, each by one command.
 
 - `requests:<namespace>`: when the last requests came (ms), the newest first, as many as a minute may have.
+- `stops:<namespace>`: chats that were to be stopped in this minute. A stop of a chat without a run is kept for an hour:
+  without a bound one principal could fill Redis for all.
 - `live_runs:<namespace>`: runs that have begun, chat by nonce. Which of them still live say their records: nothing has
   to be taken out at a run's end, or after a replica's death. Whoever finds as many as there may be looks, once,
   and drops those that have ended.
@@ -18,6 +20,7 @@ from haltline.runs import Run
 from haltline.signals import SignalBus
 
 WINDOW_MS = 60_000
+STOPS_A_REQUEST, LEAST_STOPS = 10, 1000  # in a minute, for each request that it may have, and in any case
 
 # ARGV: most requests in a window, ms of a window. How long (ms) until the next one may come; 0 where this one may.
 _REQUEST = """
@@ -29,6 +32,14 @@ if wait > 0 then return wait end
 redis.call('LPUSH', KEYS[1], now)
 redis.call('LTRIM', KEYS[1], 0, ARGV[1] - 1)
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 0
+"""
+# ARGV: chats that are to be stopped, most of them in a window, ms of a window. As above.
+_STOPS = """
+local counted = tonumber(redis.call('GET', KEYS[1]) or 0)
+if counted + ARGV[1] > tonumber(ARGV[2]) then return math.max(redis.call('PTTL', KEYS[1]), 1) end
+redis.call('INCRBY', KEYS[1], ARGV[1])
+if counted == 0 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return 0
 """
 # ARGV: nonce, chat, most runs, ttl s, nonces of runs that have ended... Nothing where the run may begin, else all
@@ -50,7 +61,7 @@ class Limits:
     ) -> None:
         self._redis, self._bus = redis, bus
         self._requests, self._live_runs, self._run_ttl = requests_per_minute, live_runs, math.ceil(run_timeout) + 60
-        self._request, self._begin = redis.register_script(_REQUEST), redis.register_script(_BEGIN)
+        self._request, self._stops, self._begin = map(redis.register_script, (_REQUEST, _STOPS, _BEGIN))
 
     async def count_request(self, owner: str) -> None:
         """Count a request of a namespace. Raises: LimitReached, and it was not counted; BusUnavailable."""
@@ -60,6 +71,16 @@ class Limits:
             wait = int(await self._request(keys=[f"requests:{owner}"], args=[self._requests, WINDOW_MS]))
         if wait:
             raise LimitReached(f"More than {self._requests} requests in a minute.", wait / 1000)
+
+    async def count_stops(self, owner: str, chats: int) -> None:
+        """Count chats that a namespace has stopped. Raises: LimitReached, and none was counted; BusUnavailable."""
+        if not self._requests:
+            return
+        most = max(STOPS_A_REQUEST * self._requests, LEAST_STOPS)
+        async with reachable():
+            wait = int(await self._stops(keys=[f"stops:{owner}"], args=[chats, most, WINDOW_MS]))
+        if wait:
+            raise LimitReached(f"More than {most} stops in a minute.", wait / 1000)
 
     async def count_run(self, run: Run) -> None:
         """Count a run that has taken its chat. Raises: LimitReached, and it was not counted; BusUnavailable."""

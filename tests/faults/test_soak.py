@@ -25,7 +25,7 @@ from tests.stack import ROOT, Replica, Stack, clean_environment, running_stack
 
 SECONDS = float(os.environ.get("SOAK_SECONDS") or (600 if FULL else 0))
 WARM_UP = 0.2  # of that
-KNOWN_FOR_EVER = {f"{name}:{{chats}}" for name in ("index", "info", "live", "ready")}  # the list of chats
+KNOWN_FOR_EVER = {f"{name}:{{chats}}" for name in ("index", "info", "live", "whole")}  # the list of chats
 
 # How far a line through the windows may rise: KiB; pieces. Memory has noise of its own: what 8 windows of an idle
 # allocator differ by. One object kept a run would be some 5 sockets, tasks or keys a second.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from tests.contract.client import (
     DONE,
     LONG,
     STOPPED,
-    http_client,
     live_run,
     new_chat,
     new_run,
@@ -35,12 +34,6 @@ AT_ONCE, MORE_AT_ONCE = 200, 300
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Limited]:
     with running_limited(Path(tmp_path_factory.mktemp("limited"))) as running:
         yield running
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with http_client() as made:
-        yield made
 
 
 def refused(answer: Any) -> bool:

@@ -18,7 +18,6 @@ import redis.asyncio as redis
 from tests.contract.client import (
     DONE,
     STOPPED,
-    http_client,
     live_run,
     new_chat,
     new_run,
@@ -152,12 +151,6 @@ def _encoded(content: dict[str, Any]) -> str:
 
 def _base64(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).decode().rstrip("=")
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with http_client() as made:
-        yield made
 
 
 async def asked(

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -100,20 +101,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _add_service_routes(app: FastAPI) -> None:
-    @app.get(
-        "/health",
-        tags=["service"],
-        summary="Whether stops can be delivered",
-        response_model_exclude_none=True,
-        responses={503: {"model": Health}},
-    )
-    @app.get(
-        "/api/v1/health",
-        tags=["service"],
-        summary="The same",
-        response_model_exclude_none=True,
-        responses={503: {"model": Health}},
-    )
+    told: Any = {"tags": ["service"], "response_model_exclude_none": True, "responses": {503: {"model": Health}}}
+
+    @app.get("/health", summary="Whether stops can be delivered", **told)
+    @app.get("/api/v1/health", summary="The same", **told)
     async def health(resources: ResourcesOf, response: Response) -> Health:
         """503 while the signal bus cannot be reached, or takes no stop."""
         try:

@@ -27,6 +27,7 @@ from haltline.inputs import (
     body_docs,
     line_of,
     read_bulk_stop_request,
+    require_admin,
 )
 from haltline.openapi import (
     BulkStopAnswer,
@@ -96,8 +97,7 @@ async def stop_everything(
     principal: Annotated[str | None, Query(include_in_schema=False)] = None,
 ) -> StopAllAnswer:
     """Halt every run of every principal that arrived before this, those that are just beginning too. For an admin."""
-    if not caller.principal.admin:
-        raise HTTPException(403, "Only an admin may stop what is another's.")
+    require_admin(caller)
     if principal is not None:  # taken for all of one principal's it would stop everybody's
         wrong = {"loc": ("query", "principal"), "msg": "all means everybody's; name chats", "type": "value_error"}
         raise RequestValidationError([wrong])

@@ -14,13 +14,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from haltline.authentication import AuthenticationUnavailable, Unauthorized
 from haltline.inputs import line_of, mark_principal
+from haltline.openapi import OPEN_CALLS
 from haltline.principals import LimitReached
 from haltline.resources import Resources
 from haltline.settings import on_lambda
 from haltline.signals import BusUnavailable
 from haltline.turns import Turns
 
-OPEN = frozenset(("/live", "/health", "/api/v1/health", "/", "/sign-in", "/docs", "/openapi.json"))
+OPEN = frozenset((*OPEN_CALLS, "/", "/sign-in", "/docs", "/openapi.json"))
 _STATIC, _API, _STOP, _METRICS = "/static/", "/api/v1/", "/api/v1/stop/", "/metrics"
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _ELSEWHERE = ("cross-site", "same-site")  # what a browser says of a page of another origin

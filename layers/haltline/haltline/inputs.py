@@ -220,12 +220,17 @@ OfPrincipal = Annotated[
 ]
 
 
+def require_admin(caller: Caller) -> None:
+    """Answers 403 where the caller is none."""
+    if not caller.principal.admin:
+        raise HTTPException(403, "Only an admin may stop what is another's.")
+
+
 async def whose_chats(caller: CallerOf, resources: ResourcesOf, principal: OfPrincipal = None) -> Principal:
     """Whose chats a stop means. Answers 403 and 422."""
     if principal is None:
         return caller.principal
-    if not caller.principal.admin:
-        raise HTTPException(403, "Only an admin may stop what is another's.")
+    require_admin(caller)
     if resources.settings.auth == "none":
         wrong = {"loc": ("query", "principal"), "msg": "there is no such principal", "type": "value_error"}
         raise RequestValidationError([wrong])

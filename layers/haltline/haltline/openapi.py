@@ -184,7 +184,7 @@ def event_stream() -> dict[str, Any]:
     }
 
 
-OPEN = ("/live", "/health", "/api/v1/health")  # for everybody, whatever AUTH says
+OPEN_CALLS = ("/live", "/health", "/api/v1/health")  # for everybody, whatever AUTH says
 
 
 def describe_sign_in(app: FastAPI, auth: str) -> None:
@@ -212,7 +212,7 @@ def describe_sign_in(app: FastAPI, auth: str) -> None:
         refusal = {"description": told["description"], "content": media}
         for path, calls in schema["paths"].items():
             for call in calls.values():
-                if path in OPEN:
+                if path in OPEN_CALLS:
                     call["security"] = []
                 else:
                     call["responses"].setdefault("401", refusal)

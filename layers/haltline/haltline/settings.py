@@ -227,12 +227,16 @@ class Settings(BaseSettings):
     @property
     def host_names(self) -> list[str]:
         """ALLOWED_HOSTS as a list, in lower case."""
-        return [name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip()]
+        return _listed(self.allowed_hosts.lower())
 
     @property
     def allowed_origins(self) -> list[str]:
         """CORS_ORIGINS as a list; empty means closed."""
-        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+        return _listed(self.cors_origins)
+
+
+def _listed(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def on_lambda() -> bool:
